@@ -1,0 +1,107 @@
+"""optkit makes Keras models more accurate, smaller and faster, and measures what each step gave.
+
+The public names are loaded on first use, so that ``import optkit`` costs nothing and does not
+import TensorFlow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optkit import testing as testing
+    from optkit.artifact import Artifact as Artifact
+    from optkit.artifact import KerasArtifact as KerasArtifact
+    from optkit.artifact import TFLiteArtifact as TFLiteArtifact
+    from optkit.artifact import load as load
+    from optkit.base import ConvertPass as ConvertPass
+    from optkit.base import Pass as Pass
+    from optkit.base import RecipePass as RecipePass
+    from optkit.base import RewritePass as RewritePass
+    from optkit.base import TrainPass as TrainPass
+    from optkit.constraint import Constraint as Constraint
+    from optkit.constraint import KeepZeros as KeepZeros
+    from optkit.context import Context as Context
+    from optkit.context import Setting as Setting
+    from optkit.context import State as State
+    from optkit.data import Data as Data
+    from optkit.errors import ArgumentTypeError as ArgumentTypeError
+    from optkit.errors import DataError as DataError
+    from optkit.errors import ModelError as ModelError
+    from optkit.errors import OptkitError as OptkitError
+    from optkit.errors import PassError as PassError
+    from optkit.errors import PipelineError as PipelineError
+    from optkit.measure import Measurement as Measurement
+    from optkit.passes.augment import Augment as Augment
+    from optkit.passes.bn_reestimate import BNReestimate as BNReestimate
+    from optkit.passes.fine_tune import FineTune as FineTune
+    from optkit.passes.label_smooth import LabelSmooth as LabelSmooth
+    from optkit.passes.prune import Prune as Prune
+    from optkit.passes.quantize_int8 import QuantizeINT8 as QuantizeINT8
+    from optkit.passes.swa import SWA as SWA
+    from optkit.passes.transfer_learn import TransferLearn as TransferLearn
+    from optkit.pipeline import Pipeline as Pipeline
+    from optkit.progress import ProgressEvent as ProgressEvent
+    from optkit.recipe import Recipe as Recipe
+    from optkit.report import Report as Report
+    from optkit.report import Row as Row
+    from optkit.result import Result as Result
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Artifact": "artifact",
+    "ArgumentTypeError": "errors",
+    "Augment": "passes.augment",
+    "BNReestimate": "passes.bn_reestimate",
+    "Constraint": "constraint",
+    "Context": "context",
+    "ConvertPass": "base",
+    "Data": "data",
+    "DataError": "errors",
+    "FineTune": "passes.fine_tune",
+    "KeepZeros": "constraint",
+    "KerasArtifact": "artifact",
+    "LabelSmooth": "passes.label_smooth",
+    "Measurement": "measure",
+    "ModelError": "errors",
+    "OptkitError": "errors",
+    "Pass": "base",
+    "PassError": "errors",
+    "Pipeline": "pipeline",
+    "PipelineError": "errors",
+    "ProgressEvent": "progress",
+    "Prune": "passes.prune",
+    "QuantizeINT8": "passes.quantize_int8",
+    "Recipe": "recipe",
+    "RecipePass": "base",
+    "Report": "report",
+    "Result": "result",
+    "RewritePass": "base",
+    "Row": "report",
+    "SWA": "passes.swa",
+    "Setting": "context",
+    "State": "context",
+    "TFLiteArtifact": "artifact",
+    "TrainPass": "base",
+    "TransferLearn": "passes.transfer_learn",
+    "load": "artifact",
+}
+
+__all__ = [*_HOME, "__version__", "testing"]  # noqa: PLE0604 (names of this table)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"optkit.{_HOME[name]}"), name)
+    elif name == "testing":
+        value = importlib.import_module("optkit.testing")
+    else:
+        raise AttributeError(f"module 'optkit' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

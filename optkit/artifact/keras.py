@@ -1,0 +1,113 @@
+"""A tf_keras model as an artifact."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optkit.artifact.base import Artifact, batches_of, named_inputs
+from optkit.errors import DataError
+from optkit.models import clone, is_compiled, signature
+from optkit.runtime import tensorflow
+
+__all__ = ["KerasArtifact", "inference_function"]
+
+
+class KerasArtifact(Artifact):
+    """A tf_keras model. Saved as a ``.keras`` file without optimizer state.
+
+    Args:
+        model: A built functional or Sequential model. It is kept, not copied.
+
+    Example:
+        >>> import numpy as np, tf_keras
+        >>> import optkit as ok
+        >>> model = tf_keras.Sequential([tf_keras.Input((4,)), tf_keras.layers.Dense(2)])
+        >>> artifact = ok.KerasArtifact(model)
+        >>> artifact.predict(np.zeros((5, 4))).shape, artifact.parameters
+        ((5, 2), 10)
+    """
+
+    kind = "keras"
+    suffix = ".keras"
+
+    def __init__(self, model: Any):
+        self._model = model
+
+    @property
+    def model(self) -> Any:
+        """The tf_keras model. Training it would change the artifact: train a copy."""
+        return self._model
+
+    @functools.cached_property
+    def _function(self) -> Any:
+        return inference_function(self._model, batch=None)
+
+    def predict(self, x: Any, batch_size: int = 32) -> np.ndarray:
+        """Runs the model in inference mode through one compiled ``tf.function``."""
+        tf = tensorflow()
+        infos = signature(self._model).inputs
+        inputs = named_inputs(x, [info.name for info in infos])
+        parts = []
+        for batch in batches_of(inputs, batch_size):
+            tensors = []
+            for info in infos:
+                value = batch[info.name]
+                if len(value.shape) != len(info.shape):
+                    raise DataError(
+                        f"Input {info.name!r} has shape {info.shape}. Received: {value.shape}."
+                    )
+                plain = value if info.dtype == "string" else value.astype(info.dtype, copy=False)
+                tensors.append(tf.convert_to_tensor(plain))
+            parts.append(self._function(*tensors).numpy())
+        if not parts:
+            return np.zeros((0, *[d or 0 for d in signature(self._model).outputs[0].shape[1:]]))
+        outputs = np.concatenate(parts)
+        return outputs.astype(np.float32, copy=False) if outputs.dtype != np.float64 else outputs
+
+    def _write(self, path: Path) -> None:
+        # A compiled model would take its optimizer's state, twice the size of the weights, along.
+        model = clone(self._model) if is_compiled(self._model) else self._model
+        model.save(path, save_format="keras")
+
+    @property
+    def parameters(self) -> int:
+        """Number of weight values, the statistics of batch normalization included."""
+        return int(sum(np.prod(weight.shape) for weight in self._model.weights))
+
+    @property
+    def sparsity(self) -> float | None:
+        """Share of zeros in the weights of rank two and above."""
+        kernels = [weight.numpy() for weight in self._model.weights if len(weight.shape) > 1]
+        total = sum(kernel.size for kernel in kernels)
+        return 1 - sum(np.count_nonzero(k) for k in kernels) / total if total else None
+
+
+def inference_function(
+    model: Any, *, batch: int | None, shapes: tuple[tuple[int | None, ...], ...] | None = None
+) -> Any:
+    """The model in inference mode as a ``tf.function`` with one fixed input signature.
+
+    Args:
+        model: A built tf_keras model.
+        batch: Batch size to fix, or ``None`` to leave it open.
+        shapes: Shapes of the inputs without the batch, where the model leaves some open.
+
+    Returns:
+        A ``tf.function`` of the inputs in the model's order.
+    """
+    tf = tensorflow()
+    infos = signature(model).inputs
+    fixed = shapes or tuple(info.shape[1:] for info in infos)
+    specs = [
+        tf.TensorSpec((batch, *shape), info.dtype, name=info.name)
+        for info, shape in zip(infos, fixed, strict=True)
+    ]
+
+    def run(*tensors: Any) -> Any:
+        return model(tensors[0] if len(tensors) == 1 else list(tensors), training=False)
+
+    return tf.function(run, input_signature=specs)

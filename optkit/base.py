@@ -1,0 +1,234 @@
+"""The families of passes. Subclass one, override one method."""
+
+from __future__ import annotations
+
+import abc
+import inspect
+from dataclasses import replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from optkit.artifact import Artifact, KerasArtifact
+from optkit.constraint import Constraint
+from optkit.context import Context, Setting, State
+from optkit.errors import OptkitError, PipelineError
+from optkit.models import clone, variables_by_path
+from optkit.recipe import Recipe
+from optkit.serialize import readable
+
+__all__ = ["ConvertPass", "Pass", "RecipePass", "RewritePass", "TrainPass"]
+
+
+class Pass(abc.ABC):
+    """One step of a pipeline.
+
+    Hyperparameters are explicit arguments of ``__init__``, stored unchanged under their own names
+    and checked there.
+
+    Attributes:
+        family: Name of the family, for the report.
+        accepts: The kind of artifact that it takes.
+        produces: The kind of artifact that it gives.
+    """
+
+    family: ClassVar[str]
+    accepts: ClassVar[type[Artifact]] = KerasArtifact
+    produces: ClassVar[type[Artifact]] = KerasArtifact
+    #: Classes by name, so that a stored pipeline finds them without importing anything.
+    registry: ClassVar[dict[str, type[Pass]]] = {}
+
+    def __init_subclass__(cls, **keywords: Any):
+        super().__init_subclass__(**keywords)
+        Pass.registry[f"{cls.__module__}:{cls.__qualname__}"] = cls
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The splits that it cannot do without."""
+        return ()
+
+    @property
+    def replaces_model(self) -> bool:
+        """Whether it puts another model in the place of the one that comes in."""
+        return False
+
+    def check(self, setting: Setting) -> None:  # noqa: B027 (nothing to refuse unless overridden)
+        """Refuses, before anything runs, a setting in which it cannot work.
+
+        Raises:
+            PipelineError, ModelError, DataError: With the reason and a remedy.
+        """
+
+    @abc.abstractmethod
+    def apply(self, state: State, context: Context) -> State:
+        """Does the work; families implement it by their one method."""
+
+    @classmethod
+    def parameters(cls) -> dict[str, inspect.Parameter]:
+        """The hyperparameters, from the signature of ``__init__``."""
+        found = dict(inspect.signature(cls.__init__).parameters)
+        found.pop("self")
+        for parameter in found.values():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                raise PipelineError(
+                    f"{cls.__name__}.__init__ must name each hyperparameter; it takes "
+                    f"{parameter}, which a configuration cannot hold."
+                )
+        return found
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments as they are."""
+        return {name: getattr(self, name) for name in self.parameters()}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """A pass with these arguments."""
+        return cls(**config)
+
+    def __repr__(self) -> str:
+        shown = []
+        for name, parameter in self.parameters().items():
+            value = getattr(self, name)
+            if parameter.default is parameter.empty or not _same(value, parameter.default):
+                plain = readable(value)
+                text = plain if str(plain).startswith("<") else repr(value)
+                shown.append(f"{name}={text}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _same(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    return (
+        type(one) is type(other)
+        and isinstance(one, int | float | str | tuple | list | dict)
+        and (one == other)
+    )
+
+
+class RecipePass(Pass):
+    """Amends the recipe, by which every later training pass trains. Override `amend`."""
+
+    family = "recipe"
+    accepts = produces = Artifact
+
+    @abc.abstractmethod
+    def amend(self, recipe: Recipe) -> Recipe:
+        """The recipe with more in it; a pure function of the pass and the recipe."""
+
+    def apply(self, state: State, context: Context) -> State:
+        """Amends the recipe of the state."""
+        return replace(state, recipe=self.amend(state.recipe))
+
+
+class _ModelPass(Pass):
+    """A pass from a Keras model to a Keras model, on a copy of its own."""
+
+    def _finish(self, state: State, model: Any, context: Context) -> State:
+        if model is None:
+            raise OptkitError(f"{type(self).__name__} returned no model.")
+        kept = self._kept(model, context)
+        return State(KerasArtifact(model), state.recipe, kept)
+
+    def _kept(self, model: Any, context: Context) -> dict[tuple[str, str], Constraint]:
+        """The constraints that hold on the new model; the others are dropped or an error."""
+        variables = variables_by_path(model)
+        kept, dropped = {}, []
+        for key, constraint in context.constraints.items():
+            variable = variables.get(constraint.path)
+            value = np.asarray(variable) if variable is not None else None
+            if value is not None and constraint.holds(value):
+                kept[key] = constraint
+            elif value is not None and self._must_keep:
+                raise OptkitError(
+                    f"{type(self).__name__} broke the constraint {constraint.name!r} on "
+                    f"{constraint.path!r}, which an earlier pass left. Train through "
+                    "`context.fit`, which keeps constraints."
+                )
+            else:
+                dropped.append(constraint.path)
+        if dropped:
+            context.note(
+                f"constraints dropped on {len(dropped)} weights that were replaced: "
+                + ", ".join(sorted(dropped)[:5])
+                + (", …" if len(dropped) > 5 else "")
+            )
+        return kept
+
+    _must_keep: ClassVar[bool] = True
+
+
+class TrainPass(_ModelPass):
+    """Trains the model. Override `train`."""
+
+    family = "train"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The splits that it cannot do without."""
+        return ("train",)
+
+    @abc.abstractmethod
+    def train(self, model: Any, recipe: Recipe, context: Context) -> Any:
+        """Trains and returns the model.
+
+        Args:
+            model: An uncompiled tf_keras model that belongs to the pass.
+            recipe: How to train; hand it to `Context.fit`.
+            context: What to work with.
+
+        Returns:
+            The trained model: the one given, or another.
+        """
+
+    def apply(self, state: State, context: Context) -> State:
+        """Trains a copy of the model."""
+        model = clone(_keras_model(state))
+        return self._finish(state, self.train(model, state.recipe, context), context)
+
+
+class RewritePass(_ModelPass):
+    """Rewrites the model without training. Override `rewrite`."""
+
+    family = "rewrite"
+    _must_keep = False
+
+    @abc.abstractmethod
+    def rewrite(self, model: Any, context: Context) -> Any:
+        """Returns the model, or another in its place.
+
+        Args:
+            model: An uncompiled tf_keras model that belongs to the pass.
+            context: What to work with.
+        """
+
+    def apply(self, state: State, context: Context) -> State:
+        """Rewrites a copy of the model."""
+        model = clone(_keras_model(state))
+        return self._finish(state, self.rewrite(model, context), context)
+
+
+class ConvertPass(Pass):
+    """Turns the artifact into one of another kind. Override `convert` and set `produces`."""
+
+    family = "convert"
+
+    @abc.abstractmethod
+    def convert(self, artifact: Any, context: Context) -> Artifact:
+        """Returns the new artifact.
+
+        Args:
+            artifact: An artifact of the kind that `accepts` names. Not to be changed.
+            context: What to work with.
+        """
+
+    def apply(self, state: State, context: Context) -> State:
+        """Converts the artifact; conditions on Keras weights end here."""
+        return State(self.convert(state.artifact, context), state.recipe, {})
+
+
+def _keras_model(state: State) -> Any:
+    artifact = state.artifact
+    if not isinstance(artifact, KerasArtifact):
+        raise PipelineError(f"Expected a Keras model. Received: {artifact!r}.")
+    return artifact.model

@@ -1,0 +1,168 @@
+"""What passes hand on and work with: `State`, `Setting`, `Context`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from optkit import training
+from optkit.artifact import Artifact
+from optkit.constraint import Constraint
+from optkit.data import BoundData
+from optkit.errors import PipelineError
+from optkit.metric import Metric
+from optkit.models import variables_by_path
+from optkit.recipe import Recipe
+from optkit.runtime import derive_seed
+from optkit.task import Loss, Task
+
+__all__ = ["Context", "Setting", "State"]
+
+
+@dataclass(frozen=True)
+class State:
+    """What passes hand on: the artifact, how the next training is done, what must be kept."""
+
+    artifact: Artifact
+    recipe: Recipe = field(default_factory=Recipe)
+    constraints: Mapping[tuple[str, str], Constraint] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known before anything runs, for a pass to check itself against.
+
+    Attributes:
+        model: The model that came in; ``None`` behind a pass that puts another in its place.
+        data: The bound data.
+        task: What the model is for.
+        loss: The loss it will train with.
+        recipe: The recipe as it will be when the pass runs.
+    """
+
+    model: Any
+    data: BoundData
+    task: Task
+    loss: Loss
+    recipe: Recipe
+
+    def require_trainable(self) -> None:
+        """Refuses a model in which every layer is frozen."""
+        if self.model is not None and not self.model.trainable_weights:
+            raise PipelineError(
+                f"Every layer of model {self.model.name!r} is frozen, so there is nothing to "
+                "train. Set `trainable = True` on the layers that may change."
+            )
+
+
+class Context:
+    """What a pass works with while it runs.
+
+    Attributes:
+        data: The splits, bound to the model's inputs.
+        task: What the model is for.
+        metric: The metric that decisions are made on.
+        loss: The loss of the run; the recipe may replace it in training.
+        seed: Seed of this step, derived from the run's seed and the position of the pass.
+        model: The tf_keras model that came into the pipeline; its compiled optimizer is the
+            default of every training. Not to be changed.
+        log: Logger of the pass. A pass never prints.
+        notes: What the row of this pass will say.
+    """
+
+    def __init__(
+        self,
+        *,
+        data: BoundData,
+        task: Task,
+        metric: Metric,
+        loss: Loss,
+        seed: int,
+        model: Any,
+        constraints: Mapping[tuple[str, str], Constraint] | None = None,
+        on_epoch: Callable[[int, int, dict[str, float]], None] | None = None,
+    ):
+        self.data, self.task, self.metric, self.loss = data, task, metric, loss
+        self.seed, self.model = seed, model
+        self.constraints = dict(constraints or {})
+        self.log = logging.getLogger("optkit")
+        self.notes: list[str] = []
+        self._on_epoch = on_epoch
+        self._trainings = 0
+
+    def note(self, text: str) -> None:
+        """Adds a sentence to the row of this pass in the report."""
+        self.notes.append(text)
+
+    def attach(self, constraint: Constraint) -> None:
+        """Makes every later pass keep a condition; one of its kind on the same path gives way."""
+        self.constraints[(constraint.path, constraint.name)] = constraint
+
+    def project(self, model: Any) -> None:
+        """Brings the weights of a model back to what the constraints demand, in place."""
+        variables = variables_by_path(model)
+        for constraint in self.constraints.values():
+            if (variable := variables.get(constraint.path)) is not None:
+                variable.assign(constraint.project(variable))
+
+    def derive_seed(self, purpose: str) -> int:
+        """A seed of its own for a purpose within this pass."""
+        return derive_seed(self.seed, purpose)
+
+    def fit(
+        self,
+        model: Any,
+        recipe: Recipe,
+        *,
+        epochs: int,
+        learning_rate: float | None = None,
+        optimizer: Any = None,
+        weight_decay: float | None = None,
+        patience: int | None = None,
+        settled_after: int = 0,
+        callbacks: Sequence[Any] = (),
+    ) -> training.History:
+        """Trains a model in place: by the recipe, seeded, with every constraint kept.
+
+        Args:
+            model: A tf_keras model that belongs to the pass. It stays uncompiled.
+            recipe: How to train.
+            epochs: Epochs at most, at least 1.
+            learning_rate: Peak learning rate; ``None`` for that of the compiled optimizer, else
+                0.001.
+            optimizer: A name or a tf_keras optimizer, of which a fresh copy is used; ``None`` for
+                the recipe's, else one of the compiled model's class, else AdamW.
+            weight_decay: Decay of kernels; ``None`` for the optimizer's own setting.
+            patience: Epochs without a better validation metric after which to stop; the best
+                weights are restored. ``None`` trains all epochs and keeps the last weights.
+            settled_after: Epochs at the start that early stopping does not look at.
+            callbacks: Further Keras callbacks.
+
+        Returns:
+            How the training went.
+
+        Raises:
+            OptkitError: If the loss stops being finite.
+        """
+        self._trainings += 1
+        return training.fit(
+            model,
+            recipe,
+            data=self.data,
+            task=self.task,
+            metric=self.metric,
+            loss=self.loss,
+            source=self.model,
+            constraints=self.constraints,
+            seed=derive_seed(self.seed, "fit", self._trainings),
+            epochs=epochs,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            weight_decay=weight_decay,
+            patience=patience,
+            settled_after=settled_after,
+            callbacks=callbacks,
+            on_epoch=self._on_epoch,
+        )

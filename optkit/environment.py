@@ -1,0 +1,92 @@
+"""What it takes to repeat a run: versions, processor, threads, seed, what was inferred."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from optkit.data import BoundData
+from optkit.metric import Metric
+from optkit.models import is_compiled
+from optkit.runtime import tensorflow
+from optkit.task import Loss, Task
+
+__all__ = ["describe_run"]
+
+_PACKAGES = (
+    "optkit",
+    "tensorflow",
+    "tf_keras",
+    "tensorflow-model-optimization",
+    "ai-edge-litert",
+    "numpy",
+    "scikit-learn",
+)
+
+
+def describe_run(
+    *,
+    model: Any,
+    data: BoundData,
+    task: Task,
+    metric: Metric,
+    loss: Loss,
+    seed: int,
+    latency_threads: int,
+    pipeline: str,
+) -> dict[str, Any]:
+    """Plain values, fit for JSON.
+
+    Args:
+        model: The model that came in.
+        data: The bound data.
+        task: What the model is for.
+        metric: The metric of the report.
+        loss: The loss of the run.
+        seed: Seed of the run.
+        latency_threads: Threads that latency was measured with.
+        pipeline: The pipeline as the call that makes it.
+    """
+    tf = tensorflow()
+    compiled = is_compiled(model)
+    return {
+        "pipeline": pipeline,
+        "seed": seed,
+        "model": model.name,
+        "task": task.describe(),
+        "loss": f"{loss.name} ({loss.source})",
+        "metric": f"{metric.name} ({metric.source})",
+        "optimizer": (
+            f"{type(model.optimizer).__name__} (compiled model)" if compiled else "AdamW (default)"
+        )
+        + ", unless a pass names another",
+        "data": data.describe() | {"batch_size": data.batch_size, "seed": data.seed},
+        "versions": {"python": platform.python_version()}
+        | {name: version for name in _PACKAGES if (version := _version(name))},
+        "system": platform.platform(terse=True),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "training_threads": tf.config.threading.get_intra_op_parallelism_threads()
+        or os.cpu_count(),
+        "latency_threads": latency_threads,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:  # Linux; `platform.processor()` only says the architecture there
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,65 @@
+"""The errors that optkit raises on purpose.
+
+Every one of them is an `OptkitError`, so one ``except`` clause catches them all, and each is also
+the builtin it specialises, so code that knows nothing of optkit treats it sensibly.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from optkit.artifact import Artifact
+    from optkit.report import Report
+
+__all__ = [
+    "ArgumentTypeError",
+    "DataError",
+    "ModelError",
+    "OptkitError",
+    "PassError",
+    "PipelineError",
+]
+
+
+class OptkitError(Exception):
+    """Base of every error that optkit raises on purpose."""
+
+
+class PipelineError(OptkitError, ValueError):
+    """Something is wrong before anything runs: the passes, their order, the model or the data."""
+
+
+class ArgumentTypeError(PipelineError, TypeError):
+    """An argument has the wrong type; raised before anything runs."""
+
+
+class DataError(PipelineError):
+    """The data are unusable: empty, not finite, of the wrong shape, without a known length, …"""
+
+
+class ModelError(PipelineError):
+    """The model is unusable: not built, of a kind that no pass can treat, unreadable, …"""
+
+
+class PassError(OptkitError, RuntimeError):
+    """A pass failed while the pipeline ran.
+
+    Nothing that was finished before is lost: it travels with the error.
+
+    Attributes:
+        step: Position of the pass in the pipeline, from 1.
+        pass_name: Name of the pass as in the report, for example ``"Prune-2"``.
+        report: The `Report` so far; its last row is the failed pass. ``None`` where the error was
+            raised outside a pipeline.
+        artifact: The last good `Artifact`, or ``None``.
+        stages: The finished stages so far, name to `Artifact`.
+    """
+
+    def __init__(self, message: str, *, step: int | None = None, pass_name: str | None = None):
+        super().__init__(message)
+        self.step = step
+        self.pass_name = pass_name
+        self.report: Report | None = None
+        self.artifact: Artifact | None = None
+        self.stages: dict[str, Artifact] = {}

@@ -1,0 +1,57 @@
+"""What passes on images need to know of the pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from optkit.data import ArraySplit, Split, first_leaf
+from optkit.errors import DataError
+
+__all__ = ["ValueRange", "value_range"]
+
+ValueRange = tuple[float, float]
+
+_COMMON: tuple[ValueRange, ...] = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
+_SAMPLES = 2048
+
+
+def value_range(split: Split, declared: Sequence[float] | None = None) -> ValueRange:
+    """The range of pixel values: as declared, else inferred from the data.
+
+    Inferred is the common range (0 to 1, -1 to 1, 0 to 255) that the values fill to more than
+    half, else the smallest and largest value seen.
+
+    Args:
+        split: The training split; of a stream, the first 2048 samples are looked at.
+        declared: Lowest and highest value, if the user gave them.
+
+    Raises:
+        DataError: If the data leave the declared range.
+    """
+    if isinstance(split, ArraySplit):
+        pixels = first_leaf(split.x)
+    else:
+        pixels = first_leaf(split.head(_SAMPLES)[0])
+    low, high = float(pixels.min()), float(pixels.max())
+    if declared is not None:
+        bottom, top = float(declared[0]), float(declared[1])
+        slack = 0.01 * (top - bottom)
+        if low < bottom - slack or high > top + slack:
+            raise DataError(
+                f"The images of `{split.name}` have values from {low:g} to {high:g}, outside the "
+                f"declared range {bottom:g} to {top:g}."
+            )
+        return bottom, top
+    if pixels.dtype == np.uint8:
+        return 0.0, 255.0
+    for bottom, top in _COMMON:
+        fills = high > bottom + (top - bottom) / 2 and (bottom >= 0 or low < 0)
+        if low >= bottom and high <= top and fills:
+            return bottom, top
+    if low == high:
+        raise DataError(
+            f"The images of `{split.name}` are constant ({low:g}); declare their value range."
+        )
+    return low, high

@@ -1,0 +1,103 @@
+"""Intervals: of a proportion, of a mean, of a paired change, of a median and of a ratio."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+__all__ = [
+    "Interval",
+    "bootstrap_mean",
+    "bootstrap_median",
+    "bootstrap_median_ratio",
+    "mean_interval",
+    "paired_change",
+    "wilson",
+]
+
+#: Lower and upper end of a 95 % interval.
+Interval = tuple[float, float]
+
+_Z = 1.959963984540054  # the 97.5 % point of the normal distribution
+_RESAMPLES = 2000
+_SEED = 20140131  # intervals of the same figures are the same
+
+
+def wilson(successes: float, n: int) -> Interval:
+    """Score interval of a proportion (Wilson, 1927).
+
+    >>> low, high = wilson(8, 10)
+    >>> round(low, 4), round(high, 4)
+    (0.4902, 0.9433)
+    """
+    share, z2 = successes / n, _Z**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _resampled(values: np.ndarray, reduce: object) -> Interval:
+    rng = np.random.default_rng(_SEED)
+    size = len(values)
+    rows = max(1, 2**21 // size)  # bounds the memory of one round of resampling
+    figures: list[np.ndarray] = []
+    done = 0
+    while done < _RESAMPLES:
+        count = min(rows, _RESAMPLES - done)
+        drawn = values[rng.integers(0, size, (count, size))]
+        figures.append(reduce(drawn, axis=1))  # type: ignore[operator]
+        done += count
+    low, high = np.percentile(np.concatenate(figures), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def bootstrap_mean(values: np.ndarray) -> Interval:
+    """Percentile bootstrap interval of a mean (Efron, 1979)."""
+    if len(values) > 10_000:  # the bootstrap has converged to the normal interval by then
+        half = _Z * float(np.std(values)) / math.sqrt(len(values))
+        mean = float(np.mean(values))
+        return mean - half, mean + half
+    return _resampled(np.asarray(values, dtype=np.float64), np.mean)
+
+
+def bootstrap_median(values: np.ndarray) -> Interval:
+    """Percentile bootstrap interval of a median."""
+    return _resampled(np.asarray(values, dtype=np.float64), np.median)
+
+
+def bootstrap_median_ratio(numerators: np.ndarray, denominators: np.ndarray) -> Interval:
+    """Interval of the median of the ratios of pairs."""
+    return bootstrap_median(np.asarray(numerators) / np.asarray(denominators))
+
+
+def mean_interval(values: np.ndarray, *, proportion: bool) -> Interval:
+    """Wilson interval of zeros and ones, else the bootstrap interval of the mean."""
+    if proportion:
+        return wilson(float(np.sum(values)), len(values))
+    return bootstrap_mean(values)
+
+
+def paired_change(
+    before: np.ndarray, after: np.ndarray, *, proportion: bool
+) -> tuple[float, Interval]:
+    """Change of a mean over the same samples, and its interval.
+
+    For zeros and ones the adjusted Wald interval of paired proportions (Agresti and Min, 2005),
+    which does not collapse where few samples changed; otherwise the bootstrap over the differences.
+
+    Args:
+        before: One value a sample, shape ``(n,)``.
+        after: Values of the same samples in the same order.
+        proportion: Whether the values are zeros and ones.
+    """
+    differences = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
+    change = float(differences.mean())
+    if not proportion:
+        return change, bootstrap_mean(differences)
+    n = len(differences) + 2
+    gained = float(np.sum(differences > 0)) + 0.5
+    lost = float(np.sum(differences < 0)) + 0.5
+    centre = (gained - lost) / n
+    half = _Z * math.sqrt(max(gained + lost - (gained - lost) ** 2 / n, 0.0)) / n
+    return change, (max(-1.0, centre - half), min(1.0, centre + half))

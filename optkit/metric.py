@@ -1,0 +1,160 @@
+"""The figure that "accuracy" stands for: one value a sample, so that intervals can be computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from optkit.models import compiled_metrics
+from optkit.runtime import tf_keras
+from optkit.task import Task
+
+__all__ = ["Metric", "infer_metric", "true_classes"]
+
+_ACCURACIES = {
+    "accuracy",
+    "acc",
+    "binary_accuracy",
+    "categorical_accuracy",
+    "sparse_categorical_accuracy",
+}
+_ERRORS = {
+    "mae": "mean_absolute_error",
+    "mean_absolute_error": "mean_absolute_error",
+    "mse": "mean_squared_error",
+    "mean_squared_error": "mean_squared_error",
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric that is the mean of one value a sample.
+
+    Attributes:
+        name: The field's name for it, for example ``"accuracy"``.
+        higher_is_better: Whether more is better.
+        per_sample: Function of ``(y_true, y_pred)``, both with the batch first, to one value a
+            sample, shape ``(n,)``.
+        proportion: Whether each value is 0 or 1, so that the mean is a proportion.
+        source: Where it came from, for the report.
+        note: What the user should know of the choice; empty where there is nothing.
+        keras: Function of a name to the Keras metric to watch in training; ``None`` where it
+            follows from the task.
+    """
+
+    name: str
+    higher_is_better: bool
+    per_sample: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    proportion: bool
+    source: str = "inferred"
+    note: str = ""
+    keras: Callable[[str], Any] | None = None
+
+    def sign(self) -> int:
+        """1 where more is better, -1 where less is."""
+        return 1 if self.higher_is_better else -1
+
+
+def true_classes(task: Task, targets: np.ndarray) -> np.ndarray:
+    """The class number of each target of a binary or multi-class task."""
+    if task.kind == "multiclass" and not task.sparse:
+        return np.asarray(targets.argmax(axis=-1))
+    classes = targets
+    if classes.ndim > 1 and classes.shape[-1] == 1:
+        classes = classes[..., 0]
+    return np.asarray(classes >= 0.5 if task.kind == "binary" else classes).astype(np.int64)
+
+
+def _accuracy(task: Task) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    threshold = 0.0 if task.from_logits else 0.5
+
+    def per_sample(targets: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        if task.kind == "multiclass":
+            right = outputs.argmax(axis=-1) == true_classes(task, targets)
+        elif task.kind == "binary":
+            scores = outputs[..., 0] if outputs.ndim > 1 else outputs
+            right = (scores > threshold) == true_classes(task, targets)
+        else:
+            right = (outputs > threshold) == (targets >= 0.5)
+        values = right.astype(np.float64)
+        # One value a sample: dense predictions (a class a pixel) and labels count by their mean.
+        return np.asarray(values.reshape(len(values), -1).mean(axis=1))
+
+    return per_sample
+
+
+def _error(power: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    def per_sample(targets: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        flat = outputs.reshape(len(outputs), -1).astype(np.float64)
+        wanted = targets.reshape(len(targets), -1).astype(np.float64)
+        return np.asarray((np.abs(flat - wanted) ** power).mean(axis=1))
+
+    return per_sample
+
+
+def infer_metric(model: Any, task: Task, output_rank: int) -> Metric:
+    """The metric of the compiled model where optkit can report it, else the one for the task.
+
+    Args:
+        model: The tf_keras model; its compiled metrics are looked at in their order.
+        task: What the model is for.
+        output_rank: Dimensions of the output, batch included.
+
+    Returns:
+        Classification accuracy, mean absolute or squared error, or any compiled metric of Keras
+        that is the mean of a function of each sample.
+    """
+    keras = tf_keras()
+    passed_over: list[str] = []
+    for item in compiled_metrics(model):
+        name = _metric_name(item)
+        if name in _ACCURACIES and task.is_classification:
+            return _accuracy_metric(task, output_rank, "compiled model")
+        if name in _ERRORS:
+            full = _ERRORS[name]
+            power = 1 if full == "mean_absolute_error" else 2
+            return Metric(full, False, _error(power), False, "compiled model")
+        function = getattr(item, "_fn", None)
+        if isinstance(item, keras.metrics.MeanMetricWrapper) and function is not None:
+            return _wrapped_metric(item)
+        passed_over.append(name)
+    note = (
+        f"the compiled metric {', '.join(passed_over)} is not a mean over samples; "
+        f"the default is reported instead"
+        if passed_over
+        else ""
+    )
+    if task.is_classification:
+        return _accuracy_metric(task, output_rank, "inferred", note)
+    return Metric("mean_absolute_error", False, _error(1), False, "inferred", note)
+
+
+def _metric_name(item: Any) -> str:
+    if isinstance(item, str):
+        return item.lower()
+    name = getattr(item, "name", None) or getattr(item, "__name__", type(item).__name__)
+    return str(name).lower()
+
+
+def _accuracy_metric(task: Task, output_rank: int, source: str, note: str = "") -> Metric:
+    proportion = task.kind in ("multiclass", "binary") and output_rank <= 2
+    return Metric("accuracy", True, _accuracy(task), proportion, source, note)
+
+
+def _wrapped_metric(item: Any) -> Metric:
+    function, keywords = item._fn, dict(getattr(item, "_fn_kwargs", {}))
+
+    def per_sample(targets: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        values = np.asarray(function(targets, outputs, **keywords), dtype=np.float64)
+        return np.asarray(values.reshape(len(outputs), -1).mean(axis=1))
+
+    name = str(item.name)
+
+    def keras(new_name: str) -> Any:
+        return type(item).from_config({**item.get_config(), "name": new_name})
+
+    lower = any(word in name for word in ("error", "loss", "entropy", "divergence", "hinge"))
+    return Metric(name, not lower, per_sample, "accuracy" in name, "compiled model", keras=keras)

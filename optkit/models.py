@@ -1,0 +1,363 @@
+"""What optkit needs to know about, and do with, tf_keras models: look at, copy, rebuild, name.
+
+Nothing here trains or changes the model it is given.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optkit.errors import ModelError
+from optkit.runtime import tensorflow, tf_keras
+
+__all__ = [
+    "Signature",
+    "TensorInfo",
+    "batch_norms",
+    "check_treatable",
+    "clone",
+    "compile_like",
+    "compiled_metrics",
+    "final_activation",
+    "flat_copy",
+    "is_compiled",
+    "nested_models",
+    "recurrent_layers",
+    "signature",
+    "variables_by_path",
+    "walk_layers",
+]
+
+_PRUNING_PREFIX = "prune_low_magnitude_"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One input or output of a model: its name, its shape with the batch first, its dtype."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The inputs and outputs of a model, in the model's order."""
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+    @property
+    def variable_inputs(self) -> tuple[TensorInfo, ...]:
+        """The inputs that leave a dimension other than the batch open."""
+        return tuple(info for info in self.inputs if None in info.shape[1:])
+
+
+def check_treatable(model: Any) -> None:
+    """Refuses models that optkit cannot copy and train, each with its reason and a remedy.
+
+    Raises:
+        ModelError: For what is no Keras model, a Keras 3 model, a subclassed model, a model that
+            is not built, and a model with several outputs.
+    """
+    keras = tf_keras()
+    if not isinstance(model, keras.Model):
+        keras3: Any = sys.modules.get("keras")
+        if keras3 is not None and isinstance(model, keras3.Model):
+            name = getattr(model, "name", "")
+            raise ModelError(
+                f"Model {name!r} is a Keras 3 model, and optkit works on tf_keras (Keras 2) "
+                "models so far. Build it with `import tf_keras as keras` (package tf-keras), or "
+                "set the environment variable TF_USE_LEGACY_KERAS=1 before TensorFlow is imported."
+            )
+        raise ModelError(
+            "Expected a tf_keras model. Received: "
+            f"{type(model).__module__}.{type(model).__qualname__}."
+        )
+    if not getattr(model, "_is_graph_network", False):
+        if isinstance(model, keras.Sequential):
+            raise ModelError(
+                f"Sequential model {model.name!r} is not built, so its shapes are unknown. Give "
+                "it an `Input(shape=…)` as its first layer, or call "
+                "`model.build(input_shape=(None, …))` before `run`."
+            )
+        raise ModelError(
+            f"Model {model.name!r} is subclassed ({type(model).__name__}): its layers are wired "
+            "in Python code that no pass can copy or rewrite. Build it with the functional API "
+            "(`tf_keras.Model(inputs, outputs)`) or as `Sequential`."
+        )
+    if len(model.outputs) != 1:
+        names = ", ".join(model.output_names)
+        raise ModelError(
+            f"Model {model.name!r} has {len(model.outputs)} outputs ({names}); optkit treats "
+            "models with one output so far. Make a model of the output that counts: "
+            "`tf_keras.Model(model.inputs, model.outputs[0])`."
+        )
+    stateful = [layer.name for layer in walk_layers(model) if getattr(layer, "stateful", False)]
+    if stateful:
+        raise ModelError(
+            f"Layers {', '.join(stateful)} of model {model.name!r} are stateful: what they predict "
+            "depends on earlier batches, so no figure would mean anything. Build them with "
+            "`stateful=False`."
+        )
+
+
+def signature(model: Any) -> Signature:
+    """The inputs and outputs of a built model."""
+
+    def info(name: str, tensor: Any) -> TensorInfo:
+        return TensorInfo(name, tuple(tensor.shape), tensor.dtype.name)
+
+    return Signature(
+        tuple(info(*pair) for pair in zip(model.input_names, model.inputs, strict=True)),
+        tuple(info(*pair) for pair in zip(model.output_names, model.outputs, strict=True)),
+    )
+
+
+def walk_layers(model: Any) -> Iterator[Any]:
+    """Every layer, those of models within models included (the inner models themselves not)."""
+    keras = tf_keras()
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from walk_layers(layer)
+        else:
+            yield layer
+
+
+def nested_models(model: Any) -> tuple[str, ...]:
+    """The names of the models that are used as layers of this one."""
+    keras = tf_keras()
+    return tuple(layer.name for layer in model.layers if isinstance(layer, keras.Model))
+
+
+def recurrent_layers(model: Any) -> tuple[str, ...]:
+    """The names of the layers that loop over time (unrolled ones do not)."""
+    keras = tf_keras()
+
+    def loops(layer: Any) -> bool:
+        if isinstance(layer, keras.layers.Wrapper):
+            return loops(layer.layer)
+        return isinstance(layer, keras.layers.RNN) and not layer.unroll
+
+    return tuple(layer.name for layer in walk_layers(model) if loops(layer))
+
+
+def batch_norms(model: Any) -> tuple[Any, ...]:
+    """The batch-normalization layers."""
+    keras = tf_keras()
+    # `layers.BatchNormalization` of tf_keras is its own class; the base covers the synchronized one.
+    base = keras.layers.BatchNormalization.__mro__[1]
+    return tuple(layer for layer in walk_layers(model) if isinstance(layer, base))
+
+
+def variables_by_path(model: Any) -> dict[str, Any]:
+    """Every variable under a path that survives copying, such as ``"conv2d/kernel"``.
+
+    The path is made of the names of the layers on the way and of the variable's own name. Wrappers
+    that tfmot puts around layers while it prunes are looked through, and their own bookkeeping
+    variables left out, so a path means the same variable before, during and after pruning.
+    """
+    keras = tf_keras()
+    found: dict[str, Any] = {}
+
+    def visit(layers: Sequence[Any], prefix: str) -> None:
+        for layer in layers:
+            if layer.name.startswith(_PRUNING_PREFIX) and hasattr(layer, "layer"):
+                layer = layer.layer
+            if isinstance(layer, keras.Model):
+                visit(layer.layers, f"{prefix}{layer.name}/")
+                continue
+            for variable in layer.weights:
+                leaf = variable.name.split(":")[0]
+                # A Keras variable is called "layer/kernel"; a copy of a layer may keep the scope
+                # of its first life, so only what follows the layer's own name counts.
+                _, found_name, rest = leaf.rpartition(f"{layer.name}/")
+                leaf = rest if found_name else leaf.rpartition("/")[2]
+                path, number = f"{prefix}{layer.name}/{leaf}", 2
+                while path in found and found[path] is not variable:
+                    path, number = f"{prefix}{layer.name}/{leaf}_{number}", number + 1
+                found[path] = variable
+
+    visit(model.layers, "")
+    return found
+
+
+def clone(model: Any, replace: Any = None) -> Any:
+    """A copy with weights of its own: same architecture, names, values and `trainable` flags.
+
+    Args:
+        model: A built functional or Sequential tf_keras model.
+        replace: ``None``, or a function from a layer to the layer to put in its place. Where one
+            has other weights than the layer it replaces, the caller sets the weights.
+
+    Returns:
+        An uncompiled model.
+    """
+    keras = tf_keras()
+
+    def copy_layer(layer: Any) -> Any:
+        if isinstance(layer, keras.Model):
+            return keras.models.clone_model(layer, clone_function=copy_layer)
+        return type(layer).from_config(layer.get_config()) if replace is None else replace(layer)
+
+    try:
+        copy = keras.models.clone_model(model, clone_function=copy_layer)
+    except Exception as error:
+        raise ModelError(
+            f"Model {model.name!r} cannot be copied: {error} Custom layers must implement "
+            "`get_config()` so that `from_config()` rebuilds them."
+        ) from error
+    if replace is None:
+        _copy_state(model, copy)
+    return copy
+
+
+def _copy_state(source: Any, target: Any) -> None:
+    target.set_weights(source.get_weights())
+    for old, new in zip(walk_layers(source), walk_layers(target), strict=True):
+        new.trainable = old.trainable
+        if hasattr(new, "finalize_state"):  # Normalization keeps tensors made from its weights
+            new.finalize_state()
+    keras = tf_keras()
+    for old, new in zip(source.layers, target.layers, strict=True):
+        if isinstance(old, keras.Model) and not old.trainable:
+            new.trainable = False
+
+
+def flat_copy(model: Any, inputs: Any) -> Any:
+    """Applies copies of a model's layers to other symbolic inputs; models within it are opened.
+
+    Args:
+        model: A built functional or Sequential tf_keras model with one output.
+        inputs: The Keras tensors to apply it to, in the order of the model's inputs.
+
+    Returns:
+        The output tensor and the copied layers. The layers carry the weights of the originals.
+    """
+    keras = tf_keras()
+    copied = clone(model)
+
+    def apply(part: Any, tensors: Sequence[Any]) -> Any:
+        uses = part._tensor_usage_count
+        # Keras takes a tensor from its list each time a layer uses it; the output is one more use.
+        values: dict[str, list[Any]] = {}
+
+        def put(key: Any, tensor: Any) -> None:
+            values[str(key)] = [tensor] * (uses[str(key)] + 1)
+
+        for old, new in zip(part.inputs, tensors, strict=True):
+            put(id(old), new)
+        for depth in sorted(part._nodes_by_depth, reverse=True):
+            for node in part._nodes_by_depth[depth]:
+                if node.is_input:
+                    continue
+                arguments, keywords = node.map_arguments(values)
+                if isinstance(node.layer, keras.Model):
+                    result = apply(node.layer, tensorflow().nest.flatten(arguments))
+                else:
+                    result = node.layer(*arguments, **keywords)
+                flat = result if isinstance(result, list | tuple) else [result]
+                for key, tensor in zip(node.flat_output_ids, flat, strict=True):
+                    put(key, tensor)
+        return values[str(id(part.outputs[0]))][0]
+
+    return apply(copied, inputs), tuple(walk_layers(copied))
+
+
+def final_activation(model: Any) -> str:
+    """The activation that the output goes through: ``"softmax"``, ``"sigmoid"``, ``"linear"``, ….
+
+    Layers that only rearrange or drop values are looked through.
+    """
+    keras = tf_keras()
+    passive = (
+        keras.layers.Reshape,
+        keras.layers.Flatten,
+        keras.layers.Dropout,
+        keras.layers.Permute,
+    )
+    tensor = model.outputs[0]
+    while True:
+        node = tensor.node
+        layer = node.layer
+        if isinstance(layer, keras.Model):
+            tensor = layer.outputs[0]
+            continue
+        activation = getattr(layer, "activation", None)
+        name = getattr(activation, "__name__", None)
+        looks_through = isinstance(layer, passive) or (
+            isinstance(layer, keras.layers.Activation) and name == "linear"
+        )
+        if looks_through and node.keras_inputs:
+            tensor = node.keras_inputs[0]
+            continue
+        if isinstance(layer, keras.layers.Softmax):
+            return "softmax"
+        if name is not None:
+            return str(name)
+        symbol = str(getattr(layer, "symbol", ""))  # a plain TensorFlow function in the graph
+        for known in ("softmax", "sigmoid"):
+            if symbol.endswith(known):
+                return known
+        return "linear"
+
+
+def is_compiled(model: Any) -> bool:
+    """Whether the caller compiled the model, so that its loss, optimizer and metrics count."""
+    return (
+        getattr(model, "optimizer", None) is not None and getattr(model, "loss", None) is not None
+    )
+
+
+def _compile_settings(model: Any) -> dict[str, Any]:
+    settings = getattr(model, "_compile_config", None)
+    return dict(settings.config) if settings is not None else {}
+
+
+def compiled_metrics(model: Any) -> tuple[Any, ...]:
+    """What the caller passed to ``compile(metrics=…)``, flattened."""
+    metrics = _compile_settings(model).get("metrics")
+    flat: list[Any] = []
+
+    def visit(item: Any) -> None:
+        if isinstance(item, dict):
+            for value in item.values():
+                visit(value)
+        elif isinstance(item, list | tuple):
+            for value in item:
+                visit(value)
+        elif item is not None:
+            flat.append(item)
+
+    visit(metrics)
+    return tuple(flat)
+
+
+def compile_like(model: Any, source: Any) -> None:
+    """Compiles ``model`` as ``source`` is: same loss, metrics, and a fresh optimizer of its kind.
+
+    A source that is not compiled leaves the model uncompiled.
+    """
+    if not is_compiled(source):
+        return
+    keras = tf_keras()
+
+    def fresh(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {key: fresh(value) for key, value in item.items()}
+        if isinstance(item, list | tuple):
+            return [fresh(value) for value in item]
+        if isinstance(item, keras.metrics.Metric):
+            return type(item).from_config(item.get_config())
+        return item
+
+    settings = _compile_settings(source)
+    model.compile(
+        optimizer=type(source.optimizer).from_config(source.optimizer.get_config()),
+        loss=source.loss,
+        metrics=fresh(settings.get("metrics")),
+        weighted_metrics=fresh(settings.get("weighted_metrics")),
+    )

@@ -1,0 +1,250 @@
+"""`Row` and `Report`: the figures of a run, one row a pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optkit.artifact.base import write_atomically
+from optkit.errors import OptkitError
+from optkit.measure import Interval, Measurement
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+__all__ = ["Report", "Row"]
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one pass gave and cost. Comparisons are against the baseline.
+
+    Attributes:
+        index: Position in the pipeline, from 1.
+        name: Name of the pass; a second one of a kind is called ``"Prune-2"``.
+        family: ``"recipe"``, ``"train"``, ``"rewrite"`` or ``"convert"``.
+        config: The pass's arguments in readable form.
+        status: ``"ok"``, ``"recipe"`` (it only changed how later passes train), or ``"failed"``.
+        before: Figures of what came in; ``None`` for recipe passes.
+        after: Figures of what came out; ``None`` for recipe passes and failures.
+        validation_before: The metric on the split that decisions are made on, of what came in.
+        validation_after: The same of what came out.
+        speedup: How many times faster than the baseline, taken in turns with it.
+        speedup_ci: Its interval; where it spans 1 there is no measurable change.
+        accuracy_change: Change of the metric on the same samples.
+        accuracy_change_ci: Its paired interval.
+        seconds: Duration of the pass's own work; measuring and reading back are not counted.
+        notes: What the pass has to say of this run.
+    """
+
+    index: int
+    name: str
+    family: str
+    config: dict[str, Any]
+    status: str
+    before: Measurement | None = None
+    after: Measurement | None = None
+    validation_before: float | None = None
+    validation_after: float | None = None
+    speedup: float | None = None
+    speedup_ci: Interval | None = None
+    accuracy_change: float | None = None
+    accuracy_change_ci: Interval | None = None
+    seconds: float | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def speed_verdict(self) -> str | None:
+        """``"faster"``, ``"slower"`` or ``"no measurable change"``; ``None`` if not measured."""
+        if self.speedup_ci is None:
+            return None
+        low, high = self.speedup_ci
+        return "faster" if low > 1 else "slower" if high < 1 else "no measurable change"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for side in ("before", "after"):
+            values[side] = values[side].to_dict() if values[side] is not None else None
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Row:
+        """What `to_dict` gave, also after a round trip through JSON."""
+        values = dict(values)
+        for side in ("before", "after"):
+            if values[side] is not None:
+                values[side] = Measurement.from_dict(values[side])
+        for name in ("speedup_ci", "accuracy_change_ci"):
+            if values[name] is not None:
+                values[name] = tuple(values[name])
+        values["notes"] = tuple(values["notes"])
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The figures of a run.
+
+    Printed it is a table; in a notebook it shows as HTML.
+
+    Attributes:
+        rows: One row a pass, in order.
+        baseline: Figures of the model that came in.
+        metric: Name of the metric that "accuracy" stands for.
+        higher_is_better: Whether more of it is better.
+        split: The split that the figures are of: ``"test"``, or ``"validation"`` where there is no
+            test, which flatters what was chosen on it; ``None`` where nothing could be scored.
+        environment: Everything needed to repeat the run: versions, processor, threads, seed,
+            task, loss, optimizer, sizes and fingerprints of the data.
+        notes: What holds for the whole run.
+    """
+
+    rows: tuple[Row, ...]
+    baseline: Measurement
+    metric: str = "accuracy"
+    higher_is_better: bool = True
+    split: str | None = "test"
+    environment: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def final(self) -> Measurement:
+        """Figures of what is to be deployed: of the last row that has any, else the baseline."""
+        measured = [row.after for row in self.rows if row.after is not None]
+        return measured[-1] if measured else self.baseline
+
+    def __str__(self) -> str:
+        from optkit.report.text import to_text
+
+        return to_text(self)
+
+    def __repr__(self) -> str:
+        return f"Report({len(self.rows)} rows, {self.metric} on {self.split})"
+
+    def _repr_html_(self) -> str:
+        from optkit.report.html import to_html
+
+        return to_html(self, page=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        return {
+            "format": _FORMAT,
+            "metric": self.metric,
+            "higher_is_better": self.higher_is_better,
+            "split": self.split,
+            "baseline": self.baseline.to_dict(),
+            "rows": [row.to_dict() for row in self.rows],
+            "environment": self.environment,
+            "notes": list(self.notes),
+        }
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
+        """The report as JSON; also written to ``path`` where one is given."""
+        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+        _write(path, text)
+        return text
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> Report:
+        """Reads the file that `to_json` wrote.
+
+        Raises:
+            OptkitError: If the file is no report of this version of the format.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            if values["format"] != _FORMAT:
+                raise OptkitError(
+                    f"{str(path)!r} is a report in format {values['format']}; this version of "
+                    f"optkit reads format {_FORMAT}."
+                )
+            return cls(
+                rows=tuple(Row.from_dict(row) for row in values["rows"]),
+                baseline=Measurement.from_dict(values["baseline"]),
+                metric=values["metric"],
+                higher_is_better=values["higher_is_better"],
+                split=values["split"],
+                environment=values["environment"],
+                notes=tuple(values["notes"]),
+            )
+        except OSError as error:
+            raise OptkitError(f"The report {str(path)!r} cannot be read: {error}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise OptkitError(f"{str(path)!r} is no report of optkit's: {error!r}") from error
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A tidy ``pandas.DataFrame``: the baseline as row 0, then a row a pass."""
+        import pandas
+
+        def record(index: int, name: str, figures: Measurement | None) -> dict[str, Any]:
+            values = (figures or Measurement()).to_dict()
+            values.pop("per_class")
+            for interval in ("accuracy_ci", "latency_ci"):
+                low, high = values.pop(interval) or (None, None)
+                values |= {f"{interval}_low": low, f"{interval}_high": high}
+            return {"index": index, "name": name} | values
+
+        records = [record(0, "baseline", self.baseline) | {"status": "baseline"}]
+        for row in self.rows:
+            change, speed = row.accuracy_change_ci or (None, None), row.speedup_ci or (None, None)
+            records.append(
+                record(row.index, row.name, row.after)
+                | {
+                    "status": row.status,
+                    "family": row.family,
+                    "validation_before": row.validation_before,
+                    "validation_after": row.validation_after,
+                    "accuracy_change": row.accuracy_change,
+                    "accuracy_change_ci_low": change[0],
+                    "accuracy_change_ci_high": change[1],
+                    "speedup": row.speedup,
+                    "speedup_ci_low": speed[0],
+                    "speedup_ci_high": speed[1],
+                    "seconds": row.seconds,
+                }
+            )
+        return pandas.DataFrame.from_records(records).set_index("index")
+
+    def to_markdown(self) -> str:
+        """The table as Markdown, with the notes below it."""
+        from optkit.report.text import to_markdown
+
+        return to_markdown(self)
+
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """One self-contained HTML page; also written to ``path`` where one is given."""
+        from optkit.report.html import to_html
+
+        page = to_html(self, page=True)
+        _write(path, page)
+        return page
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Accuracy against size and against latency, a point a stage.
+
+        Args:
+            path: Where to save the picture; the suffix (``.png``, ``.svg``, ``.pdf``) says how.
+
+        Returns:
+            The matplotlib figure, which is not shown and belongs to no backend.
+        """
+        from optkit.report.plot import plot
+
+        figure = plot(self)
+        if path is not None:
+            write_atomically(Path(path), lambda temporary: figure.savefig(temporary, dpi=150))
+        return figure
+
+
+def _write(path: str | os.PathLike[str] | None, text: str) -> None:
+    if path is not None:
+        write_atomically(Path(path), lambda temporary: temporary.write_text(text, "utf-8"))

@@ -1,0 +1,72 @@
+"""`Result`: what a run gave."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+from optkit.artifact import Artifact, KerasArtifact
+from optkit.errors import ModelError
+from optkit.models import clone, compile_like
+from optkit.report import Report
+
+__all__ = ["Result"]
+
+
+class Result:
+    """What a run gave.
+
+    Attributes:
+        artifact: What to deploy.
+        report: The figures.
+        stages: The artifact of every stage by the name of its pass, in order.
+    """
+
+    def __init__(
+        self, artifact: Artifact, report: Report, stages: dict[str, Artifact], source: Any
+    ):
+        self.artifact, self.report, self.stages = artifact, report, stages
+        self._source = source
+
+    @functools.cached_property
+    def model(self) -> Any:
+        """A copy of the Keras model, compiled as the one that came in was.
+
+        Raises:
+            ModelError: If the artifact is no Keras model; `stages` holds those before it.
+        """
+        if not isinstance(self.artifact, KerasArtifact):
+            keras = [name for name, item in self.stages.items() if isinstance(item, KerasArtifact)]
+            hint = f" The Keras models on the way: {', '.join(keras)} in `stages`." if keras else ""
+            raise ModelError(
+                f"The result is a {self.artifact.kind} artifact, no Keras model.{hint}"
+            )
+        model = clone(self.artifact.model)
+        compile_like(model, self._source)
+        return model
+
+    def __repr__(self) -> str:
+        return f"Result({self.artifact!r}, stages={list(self.stages)})"
+
+    def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Writes the artifact, the stages, and the report as JSON, HTML and plot.
+
+        Args:
+            directory: A folder; it is made where it is missing. `optkit.load` reads the artifact
+                back from it.
+
+        Returns:
+            The folder.
+        """
+        folder = Path(directory)
+        for old in folder.glob("artifact.*"):
+            old.unlink()
+        self.artifact.save(folder / f"artifact{self.artifact.suffix}")
+        for number, (name, stage) in enumerate(self.stages.items(), 1):
+            stage.save(folder / "stages" / f"{number:02d}-{name}{stage.suffix}")
+        self.report.to_json(folder / "report.json")
+        self.report.to_html(folder / "report.html")
+        self.report.plot(folder / "report.png")
+        return folder

@@ -1,0 +1,97 @@
+"""The one place that touches what a whole process shares: imports with side effects, seeds, policy.
+
+Models are tf_keras (Keras 2) inside, because tensorflow-model-optimization needs that. Importing
+tfmot sets ``TF_USE_LEGACY_KERAS``, which would change what ``tf.keras`` means for everybody else in
+the process, so it is imported here, after ``tf.keras`` was resolved, and the variable is put back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import random
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+__all__ = ["derive_seed", "isolated", "tensorflow", "tf_keras", "tfmot"]
+
+# Training needs TensorFlow's global seed, and timing needs a quiet process: one run at a time.
+_LOCK = threading.RLock()
+
+
+def tensorflow() -> Any:
+    """The ``tensorflow`` module."""
+    import tensorflow
+
+    return tensorflow
+
+
+def tf_keras() -> Any:
+    """The ``tf_keras`` module."""
+    import tf_keras
+
+    return tf_keras
+
+
+def tfmot() -> Any:
+    """The ``tensorflow_model_optimization`` module, imported without a trace in the process."""
+    tf = tensorflow()
+    _ = tf.keras.__version__  # resolves the lazy `tf.keras` before tfmot sets the variable
+    with _LOCK:
+        before = os.environ.get("TF_USE_LEGACY_KERAS")
+        try:
+            import tensorflow_model_optimization
+        finally:
+            if before is None:
+                os.environ.pop("TF_USE_LEGACY_KERAS", None)
+            else:
+                os.environ["TF_USE_LEGACY_KERAS"] = before
+    return tensorflow_model_optimization
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed in ``[0, 2**31)`` that depends on every part, and on nothing else.
+
+    >>> derive_seed(0, 1) == derive_seed(0, 1), derive_seed(0, 1) == derive_seed(0, 2)
+    (True, False)
+    """
+    digest = hashlib.blake2b("\x1f".join(str(part) for part in parts).encode(), digest_size=8)
+    return int.from_bytes(digest.digest(), "big") % 2**31
+
+
+@contextlib.contextmanager
+def isolated(seed: int) -> Iterator[None]:
+    """Seeds every global generator for the duration and puts all of them back, also on failure.
+
+    Holds the process-wide lock, so that runs in several threads take turns. Restored are the
+    global generators of Python, NumPy, TensorFlow and tf_keras, and tf_keras' dtype policy.
+
+    Args:
+        seed: The seed to work under, in ``[0, 2**31)``.
+    """
+    import numpy as np
+    from tensorflow.python.eager import context as eager_context
+    from tf_keras.src import backend
+
+    keras = tf_keras()
+    with _LOCK:
+        eager = eager_context.context()
+        python_state = random.getstate()
+        numpy_state = np.random.get_state()
+        # TensorFlow has no public way to read its global seed and what it draws operation seeds
+        # from; the latter does not exist before the first seed is set.
+        tensorflow_seed, tensorflow_draws = eager._seed, getattr(eager, "_rng", None)
+        keras_generator = getattr(backend._SEED_GENERATOR, "generator", None)
+        policy = keras.mixed_precision.global_policy()
+        try:
+            keras.utils.set_random_seed(seed)
+            keras.mixed_precision.set_global_policy("float32")
+            yield
+        finally:
+            keras.mixed_precision.set_global_policy(policy)
+            backend._SEED_GENERATOR.generator = keras_generator
+            eager._seed, eager._rng = tensorflow_seed, tensorflow_draws
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)

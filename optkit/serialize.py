@@ -1,0 +1,128 @@
+"""Values of configurations to JSON and back, without ever running what a file names."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path, PurePath
+from typing import Any
+
+from optkit.errors import PipelineError
+
+__all__ = ["from_plain", "readable", "to_plain"]
+
+_TAG = "__optkit__"
+
+
+def to_plain(name: str, value: Any) -> Any:
+    """A value that JSON can hold.
+
+    Stored are plain values, paths, and what Keras can serialize by registered name; a model or a
+    function is not, as a file could not give it back as it was.
+
+    Args:
+        name: Name of the parameter, for the message.
+        value: Its value.
+
+    Raises:
+        PipelineError: If it cannot be stored.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, PurePath):
+        return {_TAG: "path", "value": str(value)}
+    if isinstance(value, tuple):
+        return {_TAG: "tuple", "value": [to_plain(name, item) for item in value]}
+    if isinstance(value, list):
+        return [to_plain(name, item) for item in value]
+    if isinstance(value, dict):
+        if all(isinstance(key, str) for key in value) and _TAG not in value:
+            return {key: to_plain(f"{name}[{key!r}]", item) for key, item in value.items()}
+        raise PipelineError(f"`{name}` has keys that are not strings, which JSON cannot hold.")
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        return to_plain(name, value.item())
+    stored = _keras_form(value)
+    if stored is None:
+        raise PipelineError(
+            f"`{name}` cannot be stored in JSON: {value!r} (of type {type(value).__qualname__}). "
+            "Pass a plain value, a path (for a model: save it and pass the file), or an object of "
+            "a class registered with `tf_keras.saving.register_keras_serializable`."
+        )
+    return {_TAG: "keras", "value": stored}
+
+
+def _keras_form(value: Any) -> Any:
+    keras = sys.modules.get("tf_keras")
+    if keras is None or isinstance(value, keras.Model):
+        return None
+    kind = type(value)
+    of_keras = kind.__module__.partition(".")[0] == "tf_keras"
+    if not hasattr(value, "get_config"):
+        return None
+    if not of_keras and keras.saving.get_registered_name(kind) == kind.__name__:
+        return None  # not registered
+    return keras.saving.serialize_keras_object(value)
+
+
+def from_plain(name: str, value: Any) -> Any:
+    """What `to_plain` was given.
+
+    Raises:
+        PipelineError: If the file names a class that is neither Keras' own nor registered.
+    """
+    if isinstance(value, list):
+        return [from_plain(name, item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    tag = value.get(_TAG)
+    if tag is None:
+        return {key: from_plain(name, item) for key, item in value.items()}
+    if tag == "path":
+        return Path(value["value"])
+    if tag == "tuple":
+        return tuple(from_plain(name, item) for item in value["value"])
+    if tag != "keras":
+        raise PipelineError(f"`{name}` is stored in a form that is unknown here: {tag!r}.")
+    from optkit.runtime import tf_keras
+
+    keras = tf_keras()
+    stored = value["value"]
+    _refuse_foreign(name, stored, keras)
+    return keras.saving.deserialize_keras_object(stored, safe_mode=True)
+
+
+def _refuse_foreign(name: str, stored: Any, keras: Any) -> None:
+    """Keras would import any module that a config names; only its own and registered ones pass."""
+    if isinstance(stored, list):
+        for item in stored:
+            _refuse_foreign(name, item, keras)
+    if not isinstance(stored, dict):
+        return
+    if "class_name" in stored:
+        registered = stored.get("registered_name")
+        known = registered and keras.saving.get_registered_object(registered) is not None
+        module = str(stored.get("module") or "").partition(".")[0]
+        if not known and module not in ("tf_keras", "keras", "builtins"):
+            raise PipelineError(
+                f"`{name}` is stored as {stored['class_name']!r} of module "
+                f"{stored.get('module')!r}, which is not registered here. Import the module that "
+                "registers it with `tf_keras.saving.register_keras_serializable` first."
+            )
+    for item in stored.values():
+        _refuse_foreign(name, item, keras)
+
+
+def readable(value: Any) -> Any:
+    """A value for the report: plain where it is plain, else its ``repr`` or kind."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [readable(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): readable(item) for key, item in value.items()}
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        return value.item()
+    name = getattr(value, "name", None) or getattr(value, "__name__", None)
+    kind = type(value).__qualname__
+    return f"<{kind} {name}>" if isinstance(name, str) else f"<{kind}>"

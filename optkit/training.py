@@ -1,0 +1,311 @@
+"""The one way in which every pass trains: by the recipe, seeded, with constraints kept.
+
+`fit` is what `Context.fit` calls. It trains a proxy model over the same layers, so that the model
+itself stays uncompiled and carries no optimizer state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from optkit.constraint import Constraint
+from optkit.data import BoundData
+from optkit.errors import DataError, OptkitError, PipelineError
+from optkit.metric import Metric
+from optkit.models import is_compiled, variables_by_path
+from optkit.recipe import Recipe
+from optkit.runtime import derive_seed, tensorflow, tf_keras
+from optkit.task import Loss, Task, dense_targets, describe_loss
+
+__all__ = ["DEFAULT_LEARNING_RATE", "History", "check_optimizer", "fit", "optimizer_name"]
+
+DEFAULT_LEARNING_RATE = 1e-3
+_METRIC = "metric"
+
+
+@dataclass(frozen=True)
+class History:
+    """How a training went.
+
+    Attributes:
+        curves: Figures by name (``"loss"``, ``"val_loss"``, ``"metric"``, ``"val_metric"``), one
+            value an epoch.
+        epochs: Epochs trained.
+        best_epoch: Epoch whose weights were kept, from 1; the last one without early stopping.
+        stopped_early: Whether patience ran out.
+    """
+
+    curves: dict[str, list[float]]
+    epochs: int
+    best_epoch: int
+    stopped_early: bool
+
+
+def check_optimizer(name: str, value: Any) -> None:
+    """Checks an optimizer argument: ``None``, a name that tf_keras knows, or a tf_keras object.
+
+    Raises:
+        PipelineError: If it is anything else.
+    """
+    if value is None:
+        return
+    keras = tf_keras()
+    if isinstance(value, str):
+        try:
+            keras.optimizers.get(value)
+        except ValueError as error:
+            raise PipelineError(
+                f"`{name}` must be a name that tf_keras.optimizers knows, such as 'adamw', 'adam' "
+                f"or 'sgd'. Received: {value!r}."
+            ) from error
+    elif not isinstance(value, _optimizer_bases()):
+        raise PipelineError(
+            f"`{name}` must be None, a name, or a tf_keras optimizer. Received: {value!r} (of "
+            f"type {type(value).__module__}.{type(value).__qualname__})."
+        )
+
+
+def _optimizer_bases() -> tuple[type, ...]:
+    keras = tf_keras()
+    return (keras.optimizers.Optimizer, keras.optimizers.legacy.Optimizer)
+
+
+def optimizer_name(optimizer: Any) -> str:
+    """Class name of what an optimizer argument stands for."""
+    chosen = tf_keras().optimizers.get(optimizer) if isinstance(optimizer, str) else optimizer
+    return type(chosen).__name__
+
+
+def _make_optimizer(
+    choices: Iterable[Any], learning_rate: float | None, weight_decay: float | None
+) -> Any:
+    """A fresh optimizer of the first kind given, with the settings that it came with."""
+    keras = tf_keras()
+    chosen: Any = next((choice for choice in choices if choice is not None), "adamw")
+    named = isinstance(chosen, str)
+    template: Any = keras.optimizers.get(chosen) if named else chosen
+    template = getattr(template, "inner_optimizer", template)  # inside a loss-scaling one
+    config = template.get_config()
+    if learning_rate is not None:
+        config["learning_rate"] = learning_rate
+    elif named:
+        config["learning_rate"] = DEFAULT_LEARNING_RATE
+    if weight_decay is not None:
+        if "weight_decay" not in config:
+            raise PipelineError(
+                f"{type(template).__name__} takes no `weight_decay`. Use optimizer='adamw'."
+            )
+        config["weight_decay"] = weight_decay or None
+        if type(template) is keras.optimizers.AdamW:
+            config["weight_decay"] = weight_decay
+    optimizer = type(template).from_config(config)
+    if config.get("weight_decay") and hasattr(optimizer, "exclude_from_weight_decay"):
+        # Decay is for kernels; shrinking biases and scales only hurts.
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return optimizer
+
+
+def fit(
+    model: Any,
+    recipe: Recipe,
+    *,
+    data: BoundData,
+    task: Task,
+    metric: Metric,
+    loss: Loss,
+    source: Any,
+    constraints: Mapping[Any, Constraint],
+    seed: int,
+    epochs: int,
+    learning_rate: float | None = None,
+    optimizer: Any = None,
+    weight_decay: float | None = None,
+    patience: int | None = None,
+    settled_after: int = 0,
+    callbacks: Sequence[Any] = (),
+    on_epoch: Callable[[int, int, dict[str, float]], None] | None = None,
+) -> History:
+    """Trains a model in place. See `Context.fit` for the arguments that passes give."""
+    split = data.train
+    if split is None:
+        raise DataError("Training needs a `train` split.")
+    if recipe.loss is not None:
+        loss = describe_loss(recipe.loss, "recipe")
+    if recipe.sample is not None:
+        split = recipe.sample(split, derive_seed(seed, "sample"))
+    watched = _training_metric(task, metric)
+    if recipe.softens_targets:
+        widened, loss = dense_targets(task, loss)
+        # A metric of the user's own may not take the one-hot rows; then the loss alone is watched.
+        own = metric.keras is not None and widened is not task
+        task, watched = widened, [] if own else _training_metric(widened, metric)
+    batches = _training_batches(split, recipe, task, seed)
+    compiled = source.optimizer if is_compiled(source) else None
+    trainer = _trainer(model, constraints)
+    trainer.compile(
+        optimizer=_make_optimizer(
+            (optimizer, recipe.optimizer, compiled), learning_rate, weight_decay
+        ),
+        loss=loss.function,
+        metrics=watched,
+    )
+    watch = _Watch(metric.sign(), patience, settled_after, on_epoch)
+    validation = None
+    if patience is not None:
+        if data.validation is None:
+            raise DataError("Early stopping needs a `validation` split.")
+        validation = data.validation.batches().map(lambda x, y: (x, _dense(task, y)))
+    history = trainer.fit(
+        batches,
+        epochs=epochs,
+        steps_per_epoch=split.steps,
+        validation_data=validation,
+        verbose=0,
+        # The pass's own callbacks first: pruning must mask the weights before they are kept.
+        callbacks=[*callbacks, *(make() for make in recipe.callbacks), watch.callback()],
+    )
+    if watch.diverged:
+        raise OptkitError(
+            f"Training diverged: the loss was {watch.diverged[1]} in epoch {watch.diverged[0]}. "
+            "Lower the learning rate, or look for extreme values in the data."
+        )
+    curves = {name: [float(v) for v in values] for name, values in history.history.items()}
+    trained = len(history.epoch)
+    return History(curves, trained, watch.best_epoch or trained, watch.stopped)
+
+
+def _trainer(model: Any, constraints: Mapping[Any, Constraint]) -> Any:
+    """A model over the same layers, which projects constrained weights after every batch."""
+    keras = tf_keras()
+    variables = variables_by_path(model)
+    held = [(variables[item.path], item) for item in constraints.values() if item.path in variables]
+
+    class Trainer(keras.Model):  # type: ignore[misc, name-defined]
+        def train_step(self, batch: Any) -> Any:
+            logs = super().train_step(batch)
+            for variable, constraint in held:
+                variable.assign(constraint.project(variable))
+            return logs
+
+    kind = Trainer if held else keras.Model
+    return kind(model.inputs, model.outputs, name=model.name)
+
+
+def _training_metric(task: Task, metric: Metric) -> list[Any]:
+    """The Keras counterpart of the metric, to watch while training."""
+    metrics = tf_keras().metrics
+    if metric.keras is not None:
+        return [metric.keras(_METRIC)]
+    if metric.name == "mean_squared_error":
+        return [metrics.MeanSquaredError(name=_METRIC)]
+    if metric.name == "mean_absolute_error":
+        return [metrics.MeanAbsoluteError(name=_METRIC)]
+    if task.kind == "multiclass":
+        kind = "SparseCategoricalAccuracy" if task.sparse else "CategoricalAccuracy"
+        return [getattr(metrics, kind)(name=_METRIC)]
+    return [metrics.BinaryAccuracy(name=_METRIC, threshold=0.0 if task.from_logits else 0.5)]
+
+
+def _dense(task: Task, y: Any) -> Any:
+    """Class numbers as one-hot rows where the task, widened by the recipe, wants rows."""
+    tf = tensorflow()
+    if task.kind != "multiclass" or task.sparse:
+        return y
+    if y.shape.rank is not None and y.shape.rank > 1 and y.shape[-1] == task.classes:
+        return tf.cast(y, tf.float32)
+    if y.shape.rank is not None and y.shape.rank > 1 and y.shape[-1] == 1:
+        y = tf.squeeze(y, axis=-1)
+    return tf.one_hot(tf.cast(y, tf.int32), task.classes)
+
+
+def _training_batches(split: Any, recipe: Recipe, task: Task, seed: int) -> Any:
+    """The training stream: augment, mix, smooth, in this order whatever the order of passes."""
+    tf = tensorflow()
+    batches = split.training_batches(derive_seed(seed, "order"))
+    augment = [
+        item.prepare(split, derive_seed(seed, "augment", i))
+        for i, item in enumerate(recipe.augment)
+    ]
+    smooth = recipe.smooth.prepare(task) if recipe.smooth is not None else None
+    if not augment and recipe.mix is None and smooth is None:
+        return batches.prefetch(tf.data.AUTOTUNE)
+    seeds = [derive_seed(seed, "stream", i) for i in range(len(augment) + 1)]
+
+    def transform(number: Any, batch: Any) -> Any:
+        x, y = batch
+        for augmentation, base in zip(augment, seeds[:-1], strict=True):
+            x = augmentation(x, tf.stack([tf.constant(base, tf.int64), number]))
+        if recipe.softens_targets:
+            y = tf.cast(_dense(task, y), tf.float32)
+        if recipe.mix is not None:
+            x, y = recipe.mix(x, y, tf.stack([tf.constant(seeds[-1], tf.int64), number]))
+        if smooth is not None:
+            y = smooth(y)
+        return x, y
+
+    # What draws from seeds of its own must be called in one order to be repeatable.
+    stateless = all(getattr(item, "stateless", True) for item in recipe.augment)
+    return (
+        batches.enumerate()
+        .map(
+            transform,
+            num_parallel_calls=tf.data.AUTOTUNE if stateless else None,
+            deterministic=True if stateless else None,
+        )
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+class _Watch:
+    """Keeps the best weights, stops when patience runs out, notices divergence, tells progress."""
+
+    def __init__(
+        self,
+        sign: int,
+        patience: int | None,
+        settled_after: int,
+        on_epoch: Callable[[int, int, dict[str, float]], None] | None,
+    ):
+        self.sign, self.patience, self.settled_after = sign, patience, settled_after
+        self.on_epoch = on_epoch
+        self.best: tuple[float, float] | None = None
+        self.best_epoch = 0
+        self.best_weights: list[np.ndarray] | None = None
+        self.stopped = False
+        self.diverged: tuple[int, float] | None = None
+
+    def callback(self) -> Any:
+        watch = self
+
+        class Watching(tf_keras().callbacks.Callback):  # type: ignore[misc]
+            def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+                watch.epoch_ended(self.model, epoch + 1, self.params["epochs"], dict(logs or {}))
+
+            def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+                if watch.best_weights is not None:
+                    self.model.set_weights(watch.best_weights)
+
+        return Watching()
+
+    def epoch_ended(self, model: Any, epoch: int, epochs: int, logs: dict[str, float]) -> None:
+        if self.on_epoch is not None:
+            self.on_epoch(epoch, epochs, {k: float(v) for k, v in logs.items()})
+        if not math.isfinite(logs.get("loss", 0.0)):
+            self.diverged = (epoch, float(logs["loss"]))
+            model.stop_training = True
+            return
+        if self.patience is None or epoch <= self.settled_after:
+            return
+        # The metric decides; on a small split it often ties, and then the loss does.
+        score = (self.sign * logs.get(f"val_{_METRIC}", 0.0), -logs["val_loss"])
+        if self.best is None or score > self.best:
+            self.best, self.best_epoch = score, epoch
+            self.best_weights = model.get_weights()
+        elif epoch - self.best_epoch >= self.patience:
+            self.stopped = True
+            model.stop_training = True
