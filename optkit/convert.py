@@ -1,8 +1,7 @@
 """From a Keras model to a TFLite flatbuffer, by way of one frozen function.
 
 Tracing one function and freezing its variables skips the SavedModel that the stock converter
-writes, which traces every layer on its own; the flatbuffer is the same. What a frozen function
-lacks, the named signature, is put into the flatbuffer afterwards.
+writes, which traces every layer on its own; the flatbuffer is the same.
 """
 
 from __future__ import annotations
@@ -14,12 +13,10 @@ from typing import Any, Literal
 import numpy as np
 
 from optkit.artifact.keras import inference_function
-from optkit.models import Signature, signature
+from optkit.models import signature
 from optkit.runtime import tensorflow
 
 __all__ = ["convert_to_tflite"]
-
-_SIGNATURE_KEY = "serving_default"
 
 
 def convert_to_tflite(
@@ -40,7 +37,8 @@ def convert_to_tflite(
         input_shapes: Shapes of the inputs without the batch, where the model leaves some open.
 
     Returns:
-        The bytes of the ``.tflite`` file. Its batch dimension is open.
+        The bytes of the ``.tflite`` file. Its batch dimension is open, and its signature carries
+        the names of the model's inputs.
     """
     from tensorflow.python.framework.convert_to_constants import (
         convert_variables_to_constants_v2,
@@ -49,7 +47,8 @@ def convert_to_tflite(
     tf = tensorflow()
     function = inference_function(model, batch=None, shapes=input_shapes)
     frozen = convert_variables_to_constants_v2(function.get_concrete_function())
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
+    # A frozen function tracks nothing; the empty module makes the converter write a signature.
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen], tf.Module())
     if representative is not None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.representative_dataset = representative
@@ -62,38 +61,4 @@ def convert_to_tflite(
     with warnings.catch_warnings():
         # Says that no statistics were given by hand; they come from the representative samples.
         warnings.filterwarnings("ignore", message="Statistics for quantized inputs were expected")
-        content = converter.convert()
-    return _with_signature(content, signature(model))
-
-
-def _with_signature(content: bytes, names: Signature) -> bytes:
-    """Adds a signature, so that inputs and outputs carry the model's own names."""
-    import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = schema.ModelT.InitFromPackedBuf(content, 0)
-    graph = model.subgraphs[0]
-
-    def mapping(name: str, index: int) -> Any:
-        entry = schema.TensorMapT()
-        entry.name, entry.tensorIndex = name, int(index)
-        return entry
-
-    by_tensor_name = {graph.tensors[i].name.decode().partition(":")[0]: i for i in graph.inputs}
-    indices = [by_tensor_name.get(info.name) for info in names.inputs]
-    if None in indices:  # TensorFlow altered a name; the order is the model's then
-        indices = [int(index) for index in graph.inputs]
-    entry = schema.SignatureDefT()
-    entry.signatureKey, entry.subgraphIndex = _SIGNATURE_KEY, 0
-    entry.inputs = [
-        mapping(info.name, index)
-        for info, index in zip(names.inputs, indices, strict=True)
-        if index is not None
-    ]
-    entry.outputs = [
-        mapping(info.name, index) for info, index in zip(names.outputs, graph.outputs, strict=True)
-    ]
-    model.signatureDefs = [entry]
-    builder = flatbuffers.Builder(len(content) + 4096)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+        return bytes(converter.convert())

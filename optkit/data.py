@@ -613,10 +613,14 @@ class StreamSplit(Split):
         ordered = (
             [spec[0][info.name] for info in inputs] if isinstance(spec[0], Mapping) else leaves
         )
-        batched = cls._is_batched(name, ordered, inputs, dataset)
+        batched = cls._is_batched(name, ordered, inputs)
+        names = [info.name for info in inputs]
 
         def batches(seed: int | None) -> Any:
             elements = read(seed)
+            if not isinstance(spec[0], Mapping) and len(inputs) > 1:
+                # By name from here on: a converted file may have another order than the model.
+                elements = elements.map(lambda x, y: (dict(zip(names, x, strict=True)), y))
             return elements if batched else elements.batch(batch_size)
 
         if length is None:
@@ -652,7 +656,7 @@ class StreamSplit(Split):
         return split
 
     @staticmethod
-    def _is_batched(name: str, specs: list[Any], inputs: tuple[TensorInfo, ...], data: Any) -> bool:
+    def _is_batched(name: str, specs: list[Any], inputs: tuple[TensorInfo, ...]) -> bool:
         if any(spec.shape.rank is None for spec in specs):
             raise DataError(
                 f"`{name}` does not say the shapes of its elements. Set them: "

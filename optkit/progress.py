@@ -87,19 +87,22 @@ class Progress:
         figures: dict[str, float] | None = None,
     ) -> None:
         """Tells of something that happened."""
+        ordered = tuple((figures or {}).items())
+        event = ProgressEvent(kind, step, self._steps, name, epoch, epochs, ordered)
         if self._function is not None:
-            ordered = tuple((figures or {}).items())
-            self._function(ProgressEvent(kind, step, self._steps, name, epoch, epochs, ordered))
+            self._function(event)
         if self._bar is not None:
-            self._show(kind, name, epoch, epochs, figures or {})
+            self._show(event)
 
-    def _show(
-        self, kind: str, name: str, epoch: int, epochs: int, figures: dict[str, float]
-    ) -> None:
-        doing = {"started": name, "finished": f"{name}: measuring", "measured": name}.get(kind)
+    def _show(self, event: ProgressEvent) -> None:
+        name = event.name
+        doing = {"started": name, "finished": f"{name}: measuring", "measured": name}.get(
+            event.kind
+        )
         if doing is None:
-            shown = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
-            doing = f"{name}: epoch {epoch}/{epochs} {shown}"
+            shown = ", ".join(f"{key} {value:.4g}" for key, value in event.figures)
+            doing = f"{name}: epoch {event.epoch}/{event.epochs} {shown}"
         self._bar.set_description_str(doing)
-        if kind == "measured" and name != "baseline":
-            self._bar.update()
+        done = event.step if event.kind == "measured" else event.step - 1
+        if done > self._bar.n:
+            self._bar.update(done - self._bar.n)

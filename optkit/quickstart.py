@@ -6,10 +6,11 @@ Run it with ``python -m optkit``. It needs no network and takes a minute or two 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["build_model", "compress_pipeline", "main", "transfer_data", "transfer_pipeline"]
 
-_TRANSFER_SAMPLES = 100
+_TRANSFER_SAMPLES = 50
+_TRANSFER_BATCH = 10
 
 
 def build_model(classes: int = 10, *, name: str = "digits_cnn") -> Any:
@@ -85,6 +87,7 @@ def transfer_data(data: Data, classes: Sequence[int], train_samples: int | None 
         validation=chosen(data.validation),
         test=chosen(data.test),
         class_names=[str(number) for number in classes],
+        batch_size=32 if train_samples is None else _TRANSFER_BATCH,
     )
 
 
@@ -96,11 +99,11 @@ def transfer_pipeline(backbone: Any) -> Pipeline:
         [
             ok.TransferLearn(
                 backbone,
-                epochs=15,
-                fine_tune_epochs=10,
+                epochs=20,
+                fine_tune_epochs=20,
                 learning_rate=3e-3,
                 fine_tune_learning_rate=3e-4,
-                patience=5,
+                patience=8,
             ),
             ok.QuantizeINT8(),
         ]
@@ -109,7 +112,7 @@ def transfer_pipeline(backbone: Any) -> Pipeline:
 
 def _trained(model: Any, data: Data, epochs: int) -> Any:
     x, y = data.train
-    model.fit(x, y, epochs=epochs, verbose=0)
+    model.fit(x, y, batch_size=data.batch_size, epochs=epochs, verbose=0)
     return model
 
 
@@ -124,9 +127,24 @@ def _run(title: str, pipeline: Pipeline, model: Any, data: Data) -> Result:
     return result
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what TensorFlow's C++ parts say while they load from the screen."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def _show(folder: Path) -> None:
     import numpy as np
-    import tf_keras as keras
+
+    with _quiet():
+        import tf_keras as keras
 
     import optkit as ok
     from optkit.testing import digits
@@ -138,14 +156,16 @@ def _show(folder: Path) -> None:
     result = _run("1. More accurate, then smaller and faster", compress_pipeline(), model, data)
 
     _say(
-        f"\nBackbone: the same CNN, trained on the digits 0 to 4. The task: 5 to 9, of which only "
-        f"{_TRANSFER_SAMPLES} samples are left to train on."
+        "\nBackbone: the convolutions of the same CNN, trained on the digits 0 to 4. The task: 5 to "
+        f"9, of which only {_TRANSFER_SAMPLES} samples are left to train on."
     )
     backbone = _trained(build_model(5, name="backbone"), transfer_data(data, range(5)), 12)
+    # Its convolutions; the dense layers behind them know of the digits 0 to 4 alone.
+    backbone = keras.Model(backbone.inputs, backbone.get_layer("backbone_flatten").output)
     few = transfer_data(data, range(5, 10), _TRANSFER_SAMPLES)
-    scratch = _trained(build_model(5, name="scratch"), few, 40)
+    scratch = _trained(build_model(5, name="scratch"), few, 60)
     transferred = _run(
-        "2. Transfer to a task with few samples; baseline: trained on them from scratch",
+        "2. Transfer to a task with few samples; baseline: 60 epochs on them from scratch",
         transfer_pipeline(backbone),
         scratch,
         few,

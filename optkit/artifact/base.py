@@ -39,7 +39,7 @@ class Artifact(abc.ABC):
 
         Args:
             x: Inputs on the model's own scale, shape ``(n, …)``; for several inputs a dict by
-                name or a list in the model's order.
+                name, or a list in the artifact's order.
             batch_size: Samples at a time, at least 1.
 
         Returns:

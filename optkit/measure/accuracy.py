@@ -30,7 +30,7 @@ class Scores:
     @property
     def mean(self) -> float:
         """The metric of the split."""
-        return float(self.values.mean())
+        return float(self.values.mean(dtype=np.float64))
 
 
 def score(artifact: Artifact, split: Split, task: Task, metric: Metric) -> Scores:
