@@ -66,6 +66,8 @@ class Pass(abc.ABC):
     @classmethod
     def parameters(cls) -> dict[str, inspect.Parameter]:
         """The hyperparameters, from the signature of ``__init__``."""
+        if cls.__init__ is object.__init__:
+            return {}
         found = dict(inspect.signature(cls.__init__).parameters)
         found.pop("self")
         for parameter in found.values():

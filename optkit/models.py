@@ -162,6 +162,7 @@ def variables_by_path(model: Any) -> dict[str, Any]:
     """
     keras = tf_keras()
     found: dict[str, Any] = {}
+    seen: set[int] = set()  # a layer that is used in several places has its path in the first
 
     def visit(layers: Sequence[Any], prefix: str) -> None:
         for layer in layers:
@@ -171,13 +172,16 @@ def variables_by_path(model: Any) -> dict[str, Any]:
                 visit(layer.layers, f"{prefix}{layer.name}/")
                 continue
             for variable in layer.weights:
+                if id(variable) in seen:
+                    continue
+                seen.add(id(variable))
                 leaf = variable.name.split(":")[0]
                 # A Keras variable is called "layer/kernel"; a copy of a layer may keep the scope
                 # of its first life, so only what follows the layer's own name counts.
                 _, found_name, rest = leaf.rpartition(f"{layer.name}/")
                 leaf = rest if found_name else leaf.rpartition("/")[2]
                 path, number = f"{prefix}{layer.name}/{leaf}", 2
-                while path in found and found[path] is not variable:
+                while path in found:
                     path, number = f"{prefix}{layer.name}/{leaf}_{number}", number + 1
                 found[path] = variable
 
@@ -198,10 +202,18 @@ def clone(model: Any, replace: Any = None) -> Any:
     """
     keras = tf_keras()
 
+    copied: dict[int, Any] = {}  # what is shared in the model stays shared in the copy
+
     def copy_layer(layer: Any) -> Any:
-        if isinstance(layer, keras.Model):
-            return keras.models.clone_model(layer, clone_function=copy_layer)
-        return type(layer).from_config(layer.get_config()) if replace is None else replace(layer)
+        if id(layer) not in copied:
+            if isinstance(layer, keras.Model):
+                fresh = keras.models.clone_model(layer, clone_function=copy_layer)
+            elif replace is None:
+                fresh = type(layer).from_config(layer.get_config())
+            else:
+                fresh = replace(layer)
+            copied[id(layer)] = fresh
+        return copied[id(layer)]
 
     try:
         copy = keras.models.clone_model(model, clone_function=copy_layer)

@@ -238,15 +238,19 @@ def _training_batches(split: Any, recipe: Recipe, task: Task, seed: int) -> Any:
 
     def transform(number: Any, batch: Any) -> Any:
         x, y = batch
+        shapes = tf.nest.map_structure(lambda leaf: leaf.shape, x)
         for augmentation, base in zip(augment, seeds[:-1], strict=True):
             x = augmentation(x, tf.stack([tf.constant(base, tf.int64), number]))
         if recipe.softens_targets:
             y = tf.cast(_dense(task, y), tf.float32)
         if recipe.mix is not None:
+            dense_shape = y.shape
             x, y = recipe.mix(x, y, tf.stack([tf.constant(seeds[-1], tf.int64), number]))
+            y = tf.ensure_shape(y, dense_shape)
         if smooth is not None:
             y = smooth(y)
-        return x, y
+        # Functions of the user's may lose the shapes, which layers need.
+        return tf.nest.map_structure(tf.ensure_shape, x, shapes), y
 
     # What draws from seeds of its own must be called in one order to be repeatable.
     stateless = all(getattr(item, "stateless", True) for item in recipe.augment)

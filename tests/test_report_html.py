@@ -203,7 +203,7 @@ def test_table_has_every_stage_with_its_figures(report: Report, page: bool) -> N
         "91.00 % [89.00, 92.00]",
         "+1.0 [+0.2, +1.8]",
         "7.9 [7.11, 9.48]",
-        "1.01 [0.97, 1.05] =",
+        "1.01 = [0.97, 1.05]",
         "13 MB",
     ]
     assert set(table["Augment recipe"][2:]) == {"–"}

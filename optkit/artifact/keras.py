@@ -83,7 +83,7 @@ class KerasArtifact(Artifact):
         """Share of zeros in the weights of rank two and above."""
         kernels = [weight.numpy() for weight in self._model.weights if len(weight.shape) > 1]
         total = sum(kernel.size for kernel in kernels)
-        return 1 - sum(np.count_nonzero(k) for k in kernels) / total if total else None
+        return float(1 - sum(np.count_nonzero(k) for k in kernels) / total) if total else None
 
 
 def inference_function(

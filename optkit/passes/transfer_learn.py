@@ -19,6 +19,7 @@ from optkit.images import ValueRange, value_range
 from optkit.models import (
     batch_norms,
     check_treatable,
+    clone,
     final_activation,
     flat_copy,
     signature,
@@ -233,9 +234,10 @@ class TransferLearn(TrainPass):
             features, cut = _before_classifier(features)
             notes.append(f"cut off the classifier: {', '.join(cut)}")
         kept = {layer.name for layer in keras.Model(inputs, features).layers}
-        body = [layer for layer in body if layer.name in kept and layer.weights is not None]
         outputs = self._head(features, task, incoming, kept)
-        return keras.Model(inputs, outputs, name=incoming.name), body, notes
+        # A clone, as the layers of the backbone still hang on the graph they came from, too.
+        built = clone(keras.Model(inputs, outputs, name=incoming.name))
+        return built, [built.get_layer(layer.name) for layer in body if layer.name in kept], notes
 
     def _attach_backbone(
         self, tensor: Any, split: Any, notes: list[str]

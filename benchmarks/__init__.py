@@ -1,0 +1,1 @@
+"""Benchmarks of optkit. See ``benchmarks/README.md``."""

@@ -1,0 +1,188 @@
+"""Measuring: that it measures the real thing, notices what is wrong, and says what it cannot."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import optkit as ok
+from optkit.artifact import Artifact
+from optkit.data import Data
+from optkit.measure import Meter
+from optkit.measure.accuracy import score
+from optkit.measure.latency import LatencyProcess
+from optkit.measure.worker import time_in_turns
+from optkit.metric import infer_metric
+from optkit.models import signature
+from optkit.task import infer_task
+from optkit.testing import small_model
+
+
+def meter_for(model, data):
+    bound = data.bind(signature(model))
+    task = infer_task(model, bound.test.head(500)[1])
+    return Meter(bound, task, infer_metric(model, task, 2))
+
+
+class Wrong(ok.KerasArtifact):
+    """A runtime that gives other outputs than the model for some samples."""
+
+    def __init__(self, model, how):
+        super().__init__(model)
+        self.how = how
+
+    def predict(self, x, batch_size=32):
+        return self.how(super().predict(x, batch_size))
+
+
+def test_wrong_outputs_of_a_runtime_are_noticed(trained, data):
+    meter = meter_for(trained, data)
+    good = meter.measure(ok.KerasArtifact(trained)).figures
+    rolled = meter.measure(Wrong(trained, lambda out: np.roll(out, 1, axis=1)))
+    assert good.accuracy > 0.9
+    assert rolled.figures.accuracy < 0.1
+    assert rolled.comparison.accuracy_change == pytest.approx(
+        rolled.figures.accuracy - good.accuracy
+    )
+    assert rolled.comparison.accuracy_change_ci[1] < 0
+    with pytest.raises(ok.ModelError, match="NaN or infinite outputs"):
+        meter.measure(Wrong(trained, lambda out: out * np.nan))
+
+
+def test_accuracy_from_a_stream_is_that_from_arrays(trained, data):
+    import tensorflow as tf
+
+    stream = Data(test=tf.data.Dataset.from_tensor_slices(data.test).batch(7))
+    one, other = (
+        meter_for(trained, d).measure(ok.KerasArtifact(trained)).figures for d in (data, stream)
+    )
+    assert one.accuracy == other.accuracy
+    assert one.accuracy_ci == other.accuracy_ci
+    assert one.samples == other.samples == 120
+
+
+def test_class_names_are_used(trained, data):
+    names = [f"digit {i}" for i in range(10)]
+    named = Data(test=data.test, class_names=names)
+    per_class = meter_for(trained, named).measure(ok.KerasArtifact(trained)).figures.per_class
+    assert list(per_class) == names
+
+
+def test_labels_are_counted_by_label(dense):
+    model = dense(3, "sigmoid")
+    x = np.random.default_rng(0).normal(size=(50, 4)).astype("float32")
+    y = (np.random.default_rng(1).random((50, 3)) < [0.1, 0.5, 0.9]).astype("int64")
+    split = Data(test=(x, y)).bind(signature(model)).test
+    task = infer_task(model, y)
+    scores = score(ok.KerasArtifact(model), split, task, infer_metric(model, task, 2))
+    right = (model.predict(x, verbose=0) > 0.5) == y
+    assert scores.mean == pytest.approx(right.mean())
+    assert scores.per_class == pytest.approx(dict(enumerate(right.mean(0))))
+
+
+def test_latency_is_of_the_artifact(trained):
+    """A model with a hundred times the work takes longer, and one against itself does not."""
+    import tf_keras as keras
+
+    heavy = keras.Sequential(
+        [keras.Input((8, 8, 1)), *[keras.layers.Conv2D(96, 3, padding="same") for _ in range(6)]]
+    )
+    sample = np.zeros((1, 8, 8, 1), "float32")
+    with LatencyProcess(1, sample) as process:
+        process.load("light", ok.KerasArtifact(small_model()))
+        process.load("twin", ok.KerasArtifact(small_model()))
+        process.load("heavy", ok.KerasArtifact(heavy))
+        alone = process.time("light")
+        assert 0 < alone.ci[0] <= alone.median_ms <= alone.ci[1]
+        assert alone.median_ms <= alone.p90_ms
+        latency, speedup = process.time_against("heavy", "light")
+        assert speedup.ratio < 0.5
+        assert speedup.ci[1] < 0.9
+        assert latency.median_ms > alone.median_ms
+        _, same = process.time_against("twin", "light")
+        assert same.ratio == pytest.approx(1, abs=0.2)
+        process.unload("twin")
+        with pytest.raises(ok.OptkitError, match="could not do it: KeyError"):
+            process.time("twin")
+
+
+def test_the_threads_are_set_in_the_process():
+    """Asked of TensorFlow in a process started as the measuring one is."""
+    from optkit.measure import worker
+
+    script = (
+        "import numpy as np, sys, tensorflow as tf\n"
+        "from optkit.measure import worker\n"
+        "worker._keras_runner(sys.argv[1], [np.zeros((1, 8, 8, 1), 'f')], 1)()\n"
+        "print(tf.config.threading.get_intra_op_parallelism_threads(),"
+        " tf.config.threading.get_inter_op_parallelism_threads())"
+    )
+    assert worker.__doc__
+    with LatencyProcess(1, np.zeros((1, 8, 8, 1), "float32")) as process:
+        process.load("a", ok.KerasArtifact(small_model()))
+        path = f"{process._folder.name}/a/model"
+        done = subprocess.run(
+            [sys.executable, "-c", script, path], capture_output=True, text=True, check=True
+        )
+    assert done.stdout.split() == ["1", "1"]
+
+
+def test_turns_alternate_and_end():
+    order = []
+    runners = [lambda: order.append("a"), lambda: order.append("b")]
+    times = time_in_turns(runners, seconds=0.05, precision=0.0, minimum=4)
+    assert len(times[0]) == len(times[1]) >= 4
+    turns = "".join(order[-8:])
+    assert turns in ("abbaabba", "baabbaab")
+
+
+def test_what_cannot_be_timed_is_said_and_the_rest_is_measured(trained, data):
+    class Odd(Artifact):
+        kind = "odd"
+        suffix = ".odd"
+        parameters = 1
+        sparsity = None
+
+        def predict(self, x, batch_size=32):
+            return ok.KerasArtifact(trained).predict(x, batch_size)
+
+        def _write(self, path):
+            path.write_bytes(b"odd")
+
+    with meter_for(trained, data) as meter:
+        meter.measure(ok.KerasArtifact(trained))
+        measured = meter.measure(Odd())
+    assert measured.figures.latency_ms is None
+    assert measured.figures.accuracy > 0.9
+    assert measured.figures.size_bytes == 3
+    assert "latency of a odd artifact cannot be measured" in measured.notes[0]
+
+
+def test_the_death_of_the_process_is_said(trained, data):
+    with meter_for(trained, data) as meter:
+        meter.measure(ok.KerasArtifact(trained))
+        meter._process._process.kill()
+        measured = meter.measure(ok.KerasArtifact(trained))
+    assert measured.figures.latency_ms is None
+    assert "measuring process failed" in measured.notes[0]
+    assert measured.figures.accuracy is not None
+
+
+def test_an_open_input_shape_is_pinned_and_said():
+    import tf_keras as keras
+
+    model = keras.Sequential(
+        [
+            keras.Input((None, None, 1)),
+            keras.layers.Conv2D(4, 3),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(10, activation="softmax"),
+        ]
+    )
+    x, y = np.random.default_rng(0).random((40, 8, 8, 1)).astype("f"), np.arange(40) % 10
+    result = ok.Pipeline([ok.FineTune(1)]).run(model, Data(train=(x, y), test=(x, y)))
+    assert any("pinned to (1, 8, 8, 1)" in note for note in result.report.notes)
+    assert result.report.final.latency_ms > 0
