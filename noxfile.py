@@ -36,14 +36,14 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Tests and doctests, without those marked `full`."""
     install(session, "test")
-    session.run("pytest", *(session.posargs or ["-m", "not full"]))
+    session.run("pytest", "-n", "auto", *(session.posargs or ["-m", "not full"]))
 
 
 @nox.session
 def full(session: nox.Session) -> None:
     """All tests, the long ones too."""
     install(session, "test")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", "-n", "auto", *session.posargs)
 
 
 @nox.session

@@ -46,8 +46,10 @@ def reestimate_batch_norm(
         ]
         twin(tensors[0] if len(tensors) == 1 else tensors, training=False)
 
-    step = tf.function(run, reduce_retracing=True)
-    for x, _ in split.training_batches(seed).take(split.steps):
+    batches = split.training_batches(seed).take(split.steps)
+    # The signature covers the short last batch; there is no Python control flow to convert.
+    step = tf.function(run, input_signature=[batches.element_spec[0]], autograph=False)
+    for x, _ in batches:
         step(x)
     for layer in batch_norms(model):
         if layer.name in collected:

@@ -9,11 +9,12 @@ from typing import Any
 
 from optkit import training
 from optkit.artifact import Artifact
+from optkit.batch_norm import reestimate_batch_norm
 from optkit.constraint import Constraint
 from optkit.data import BoundData
-from optkit.errors import PipelineError
+from optkit.errors import DataError, PipelineError
 from optkit.metric import Metric
-from optkit.models import variables_by_path
+from optkit.models import batch_norms, variables_by_path
 from optkit.recipe import Recipe
 from optkit.runtime import derive_seed
 from optkit.task import Loss, Task
@@ -106,6 +107,24 @@ class Context:
         for constraint in self.constraints.values():
             if (variable := variables.get(constraint.path)) is not None:
                 variable.assign(constraint.project(variable))
+
+    def reestimate_batch_norm(self, model: Any, *, include_frozen: bool = False) -> None:
+        """Measures the statistics of batch normalization anew on ``train``, in place, and notes it.
+
+        Whatever changes weights other than by training (averaging, pruning, editing) leaves
+        statistics behind that no longer fit. See `optkit.batch_norm.reestimate_batch_norm`.
+        """
+        if self.data.train is None:
+            raise DataError("Re-estimating batch normalization needs a `train` split.")
+        names = reestimate_batch_norm(
+            model,
+            self.data.train,
+            seed=self.derive_seed("batch norm"),
+            include_frozen=include_frozen,
+        )
+        if names:
+            total = len(batch_norms(model))
+            self.note(f"re-estimated {len(names)} of {total} batch-normalization layers")
 
     def derive_seed(self, purpose: str) -> int:
         """A seed of its own for a purpose within this pass."""

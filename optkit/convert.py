@@ -1,11 +1,14 @@
-"""From a Keras model to a TFLite flatbuffer, by way of one frozen function.
+"""From a Keras model to a TFLite flatbuffer, by way of one traced function.
 
-Tracing one function and freezing its variables skips the SavedModel that the stock converter
-writes, which traces every layer on its own; the flatbuffer is the same.
+Converting one traced function skips the SavedModel that the stock converter writes, which traces
+every layer on its own; the flatbuffer is the same. What such a function lacks, the named signature,
+is put into the flatbuffer afterwards.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -13,10 +16,13 @@ from typing import Any, Literal
 import numpy as np
 
 from optkit.artifact.keras import inference_function
-from optkit.models import signature
+from optkit.models import Signature, signature
 from optkit.runtime import tensorflow
 
 __all__ = ["convert_to_tflite"]
+
+_SIGNATURE_KEY = "serving_default"
+_DEPRECATED_PATH = "Please consider providing the trackable_obj argument"
 
 
 def convert_to_tflite(
@@ -40,15 +46,9 @@ def convert_to_tflite(
         The bytes of the ``.tflite`` file. Its batch dimension is open, and its signature carries
         the names of the model's inputs.
     """
-    from tensorflow.python.framework.convert_to_constants import (
-        convert_variables_to_constants_v2,
-    )
-
     tf = tensorflow()
     function = inference_function(model, batch=None, shapes=input_shapes)
-    frozen = convert_variables_to_constants_v2(function.get_concrete_function())
-    # A frozen function tracks nothing; the empty module makes the converter write a signature.
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen], tf.Module())
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()])
     if representative is not None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.representative_dataset = representative
@@ -58,7 +58,54 @@ def convert_to_tflite(
             converter.inference_output_type = tf.int8
             if float_inputs:
                 converter.inference_input_type = tf.int8
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _without(_DEPRECATED_PATH):
         # Says that no statistics were given by hand; they come from the representative samples.
         warnings.filterwarnings("ignore", message="Statistics for quantized inputs were expected")
-        return bytes(converter.convert())
+        content = converter.convert()
+    return _with_signature(content, signature(model))
+
+
+@contextlib.contextmanager
+def _without(words: str) -> Iterator[None]:
+    """Keeps one known message of TensorFlow's out of the log."""
+
+    def unknown(record: logging.LogRecord) -> bool:
+        return words not in record.getMessage()
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(unknown)
+    try:
+        yield
+    finally:
+        logger.removeFilter(unknown)
+
+
+def _with_signature(content: bytes, names: Signature) -> bytes:
+    """Adds a signature, so that inputs and outputs carry the model's own names."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    graph = model.subgraphs[0]
+
+    def mapping(name: str, index: int) -> Any:
+        entry = schema.TensorMapT()
+        entry.name, entry.tensorIndex = name, int(index)
+        return entry
+
+    by_tensor_name = {graph.tensors[i].name.decode().partition(":")[0]: i for i in graph.inputs}
+    # Where TensorFlow altered a name, the inputs are taken in the order of the model.
+    named = all(info.name in by_tensor_name for info in names.inputs)
+    indices = [by_tensor_name[info.name] for info in names.inputs] if named else graph.inputs
+    entry = schema.SignatureDefT()
+    entry.signatureKey, entry.subgraphIndex = _SIGNATURE_KEY, 0
+    entry.inputs = [
+        mapping(info.name, index) for info, index in zip(names.inputs, indices, strict=True)
+    ]
+    entry.outputs = [
+        mapping(info.name, index) for info, index in zip(names.outputs, graph.outputs, strict=True)
+    ]
+    model.signatureDefs = [entry]
+    builder = flatbuffers.Builder(len(content) + 4096)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())

@@ -337,6 +337,20 @@ class Split(abc.ABC):
             if left <= 0:
                 return
 
+    def extent(self, samples: int) -> tuple[float, float]:
+        """Smallest and largest input value, of at least so many samples, batch by batch.
+
+        Only for one input of numbers.
+        """
+        low, high, seen = np.inf, -np.inf, 0
+        for x, y in self.iterate():
+            leaf = first_leaf(x)
+            low, high = min(low, float(leaf.min())), max(high, float(leaf.max()))
+            seen += len(y)
+            if seen >= samples:
+                break
+        return low, high
+
     def head(self, count: int) -> tuple[Any, np.ndarray]:
         """The first samples, at most ``count``."""
         xs: list[Any] = []
@@ -502,7 +516,13 @@ class ArraySplit(Split):
             chosen = positions if index is None else tf.gather(index, positions)
             return map_leaves(lambda leaf: tf.gather(leaf, chosen), x), tf.gather(y, chosen)
 
-        return rows.map(gather, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return rows.map(gather)  # too little work to hand to other threads
+
+    def extent(self, samples: int) -> tuple[float, float]:
+        """Smallest and largest input value of all samples."""
+        leaf = first_leaf(self.x)
+        chosen = leaf if self.index is None else leaf[self.index]
+        return float(chosen.min()), float(chosen.max())
 
     def single_inputs(self, count: int, seed: int) -> Iterator[Any]:
         """The inputs of up to ``count`` samples, drawn without repeats."""

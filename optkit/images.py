@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from optkit.data import ArraySplit, Split, first_leaf
+from optkit.data import Split, first_leaf
 from optkit.errors import DataError
 
 __all__ = ["ValueRange", "value_range"]
@@ -30,11 +30,7 @@ def value_range(split: Split, declared: Sequence[float] | None = None) -> ValueR
     Raises:
         DataError: If the data leave the declared range.
     """
-    if isinstance(split, ArraySplit):
-        pixels = first_leaf(split.x)
-    else:
-        pixels = first_leaf(split.head(_SAMPLES)[0])
-    low, high = float(pixels.min()), float(pixels.max())
+    low, high = split.extent(_SAMPLES)
     if declared is not None:
         bottom, top = float(declared[0]), float(declared[1])
         slack = 0.01 * (top - bottom)
@@ -44,7 +40,7 @@ def value_range(split: Split, declared: Sequence[float] | None = None) -> ValueR
                 f"declared range {bottom:g} to {top:g}."
             )
         return bottom, top
-    if pixels.dtype == np.uint8:
+    if first_leaf(split.head(1)[0]).dtype == np.uint8:
         return 0.0, 255.0
     for bottom, top in _COMMON:
         fills = high > bottom + (top - bottom) / 2 and (bottom >= 0 or low < 0)

@@ -61,8 +61,8 @@ class Result:
             The folder.
         """
         folder = Path(directory)
-        for old in folder.glob("artifact.*"):
-            old.unlink()
+        for old in (*folder.glob("artifact.*"), *folder.glob("stages/[0-9][0-9]-*")):
+            old.unlink()  # of an earlier result, which had other stages
         self.artifact.save(folder / f"artifact{self.artifact.suffix}")
         for number, (name, stage) in enumerate(self.stages.items(), 1):
             stage.save(folder / "stages" / f"{number:02d}-{name}{stage.suffix}")

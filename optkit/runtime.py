@@ -29,9 +29,14 @@ def tensorflow() -> Any:
 
 
 def tf_keras() -> Any:
-    """The ``tf_keras`` module."""
+    """The ``tf_keras`` module, ready for the calling thread."""
     import tf_keras
+    from tf_keras.src.saving import saving_lib
 
+    # Which file format and serialization tf_keras uses is kept by thread, and set in the main one
+    # alone; elsewhere it would write the legacy format into `.keras` files.
+    if not hasattr(saving_lib._SAVING_V3_ENABLED, "value"):
+        saving_lib._SAVING_V3_ENABLED.value = True
     return tf_keras
 
 

@@ -180,7 +180,8 @@ def infer_task(model: Any, targets: np.ndarray, loss: Any = None) -> Task:
     def mismatch(reason: str) -> DataError:
         return DataError(
             f"The model's output does not fit the targets: {reason} Output: shape {shape}, last "
-            f"activation {activation}. Targets: shape {targets.shape}, dtype {targets.dtype}."
+            f"activation {activation}. Targets: shape {targets.shape}, dtype {targets.dtype}. If "
+            "they belong together by a loss of your own, pass it: `Pipeline(..., loss=…)`."
         )
 
     if family == "other":

@@ -552,3 +552,15 @@ def test_a_stored_pipeline_imports_nothing(tmp_path):
     path.write_text("{")
     with pytest.raises(ok.PipelineError, match="no pipeline"):
         ok.Pipeline.from_json(path)
+
+
+def test_files_written_in_a_thread_are_of_the_same_format(tmp_path):
+    import zipfile
+
+    def work():
+        ok.KerasArtifact(small_model()).save(tmp_path / "model.keras")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert zipfile.is_zipfile(tmp_path / "model.keras")

@@ -11,7 +11,7 @@ import numpy as np
 from optkit.artifact.base import Artifact, batches_of, named_inputs
 from optkit.errors import DataError
 from optkit.models import clone, is_compiled, signature
-from optkit.runtime import tensorflow
+from optkit.runtime import tensorflow, tf_keras
 
 __all__ = ["KerasArtifact", "inference_function"]
 
@@ -71,7 +71,7 @@ class KerasArtifact(Artifact):
     def _write(self, path: Path) -> None:
         # A compiled model would take its optimizer's state, twice the size of the weights, along.
         model = clone(self._model) if is_compiled(self._model) else self._model
-        model.save(path, save_format="keras")
+        tf_keras().models.save_model(model, path, save_format="keras")
 
     @property
     def parameters(self) -> int:

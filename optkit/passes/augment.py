@@ -59,6 +59,9 @@ PRESETS = {
 }
 
 
+_DRAWS = 11  # random numbers that one image takes at most
+
+
 def augment_images(
     images: Any, seed: Any, strengths: Strengths, values: ValueRange, fill_mode: str = "nearest"
 ) -> Any:
@@ -80,13 +83,11 @@ def augment_images(
     tf = tensorflow()
     pixels = tf.cast(images, tf.float32)
     count = tf.shape(pixels)[0]
-    draws = iter(range(32))
+    # All random numbers of the batch in one draw; each use takes a row of its own.
+    rows = iter(tf.unstack(tf.random.stateless_uniform([_DRAWS, count], seed)))
 
-    def uniform(low: float, high: float, shape: Sequence[int] = ()) -> Any:
-        key = tf.random.experimental.stateless_fold_in(tf.cast(seed, tf.int64), next(draws))
-        return tf.random.stateless_uniform(
-            tf.concat([[count], tf.constant(list(shape), tf.int32)], 0), key, low, high
-        )
+    def uniform(low: float, high: float) -> Any:
+        return low + (high - low) * next(rows)
 
     s = strengths
     if s.horizontal_flip or s.vertical_flip or s.rotation or s.zoom or s.translation or s.crop:
@@ -118,14 +119,18 @@ def augment_images(
     low, high = values
     if s.contrast:
         mean = tf.reduce_mean(pixels, axis=(1, 2), keepdims=True)
-        pixels = mean + (pixels - mean) * uniform(1 - s.contrast, 1 + s.contrast, (1, 1, 1))
+        pixels = mean + (pixels - mean) * _a_value_an_image(uniform(1 - s.contrast, 1 + s.contrast))
     if s.brightness:
-        pixels += uniform(-1, 1, (1, 1, 1)) * (s.brightness * (high - low))
+        pixels += _a_value_an_image(uniform(-1, 1)) * (s.brightness * (high - low))
     if s.contrast or s.brightness:
         pixels = tf.clip_by_value(pixels, low, high)
     if images.dtype.is_integer:
         pixels = tf.round(pixels)
     return tf.ensure_shape(tf.cast(pixels, images.dtype), images.shape)
+
+
+def _a_value_an_image(values: Any) -> Any:
+    return tensorflow().reshape(values, (-1, 1, 1, 1))
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,9 @@ class _Images:
     def prepare(self, split: Split, seed: int) -> Callable[[Any, Any], Any]:
         """Looks up the value range of the split."""
         values = value_range(split, self.declared)
-        return lambda x, key: augment_images(x, key, self.strengths, values, self.fill_mode)
+        # There is no control flow of TensorFlow's in it, and looking for some takes a while.
+        augment = tensorflow().autograph.experimental.do_not_convert(augment_images)
+        return lambda x, key: augment(x, key, self.strengths, values, self.fill_mode)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from typing import Any
 
 from optkit import _validate
 from optkit.base import RewritePass
-from optkit.batch_norm import reestimate_batch_norm
 from optkit.context import Context, Setting
 from optkit.errors import PipelineError
 from optkit.models import batch_norms
@@ -55,14 +54,13 @@ class BNReestimate(RewritePass):
             raise PipelineError(
                 f"Model {setting.model.name!r} has no batch normalization. Leave this pass out."
             )
+        if not self.include_frozen and not any(layer.trainable for layer in layers):
+            raise PipelineError(
+                f"All batch normalization of model {setting.model.name!r} is frozen. Pass "
+                "`include_frozen=True` if it is meant to change."
+            )
 
     def rewrite(self, model: Any, context: Context) -> Any:
         """Re-estimates the statistics."""
-        split = context.data.train
-        assert split is not None  # `needs` saw to it
-        names = reestimate_batch_norm(
-            model, split, seed=context.derive_seed("order"), include_frozen=self.include_frozen
-        )
-        total = len(batch_norms(model))
-        context.note(f"re-estimated {len(names)} of {total} batch-normalization layers")
+        context.reestimate_batch_norm(model, include_frozen=self.include_frozen)
         return model

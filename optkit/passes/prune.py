@@ -52,7 +52,8 @@ class Prune(TrainPass):
     """Magnitude pruning: the smallest weights become zero, gradually, while the rest adapts.
 
     Use it for a file that compresses better, or as the first step before quantization. Zeros stay
-    zeros in every later training. Stored densely, as here, they make neither the file smaller nor
+    zeros in every later training. The statistics of batch normalization are measured anew at the
+    end (frozen layers keep theirs). Stored densely, as here, they make neither the file smaller nor
     inference faster: look at the gzipped size.
 
     Args:
@@ -200,6 +201,8 @@ class Prune(TrainPass):
         for path, variable in variables_by_path(model).items():
             variable.assign(trained[path])
         self._verify(model, targets, context)
+        # Statistics gathered while weights still fell away do not fit those that are left.
+        context.reestimate_batch_norm(model)
         return model
 
     def _verify(self, model: Any, targets: dict[str, float], context: Context) -> None:

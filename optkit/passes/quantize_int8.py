@@ -11,7 +11,7 @@ from optkit.artifact import Artifact, KerasArtifact, TFLiteArtifact
 from optkit.base import ConvertPass
 from optkit.context import Context, Setting
 from optkit.convert import convert_to_tflite
-from optkit.data import ArraySplit, Split, first_leaf
+from optkit.data import Split
 from optkit.errors import OptkitError, PipelineError
 from optkit.models import recurrent_layers, signature
 
@@ -137,19 +137,13 @@ class QuantizeINT8(ConvertPass):
         return converted
 
 
-def _extent(split: Split) -> tuple[float, float]:
-    """Smallest and largest input value; of a stream, of its first samples."""
-    leaf = first_leaf(split.x if isinstance(split, ArraySplit) else split.head(_RANGE_SAMPLES)[0])
-    return float(leaf.min()), float(leaf.max())
-
-
 def _compare_ranges(split: Split, context: Context) -> None:
     """Says so where calibration samples leave the range of the training data."""
     train = context.data.train
     if train is None or len(split.inputs) != 1 or not split.inputs[0].dtype.startswith("float"):
         return
-    low, high = _extent(split)
-    train_low, train_high = _extent(train)
+    low, high = split.extent(_RANGE_SAMPLES)
+    train_low, train_high = train.extent(_RANGE_SAMPLES)
     slack = 0.01 * (train_high - train_low)
     if low < train_low - slack or high > train_high + slack:
         context.note(
@@ -162,8 +156,12 @@ def agreement(before: Artifact, after: Artifact, context: Context) -> str:
     """In words, how well two artifacts agree on samples of validation, else of what there is."""
     data = context.data
     split = data.validation or data.calibration_split()
-    x, _ = split.head(_AGREEMENT_SAMPLES)
-    one, other = before.predict(x), after.predict(x)
+    outputs: list[tuple[np.ndarray, np.ndarray]] = []
+    for x, y in split.iterate():
+        outputs.append((before.predict(x, len(y)), after.predict(x, len(y))))
+        if sum(len(one) for one, _ in outputs) >= _AGREEMENT_SAMPLES:
+            break
+    one, other = (np.concatenate(side) for side in zip(*outputs, strict=True))
     task = context.task
     if task.kind == "multiclass":
         same = float((one.argmax(-1) == other.argmax(-1)).mean())

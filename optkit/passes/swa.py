@@ -9,7 +9,6 @@ import numpy as np
 
 from optkit import _validate
 from optkit.base import TrainPass
-from optkit.batch_norm import reestimate_batch_norm
 from optkit.context import Context, Setting
 from optkit.errors import PipelineError
 from optkit.recipe import Recipe
@@ -150,12 +149,7 @@ class SWA(TrainPass):
             f"averaged {mean.count} set{'s' * (mean.count != 1)} of weights, of epochs "
             f"{used[0]} to {used[-1]}"
         )
-        assert context.data.train is not None  # `needs` saw to it
-        names = reestimate_batch_norm(
-            model, context.data.train, seed=context.derive_seed("batch norm")
-        )
-        if names:
-            context.note(f"re-estimated {len(names)} batch-normalization layers")
+        context.reestimate_batch_norm(model)
         return model
 
 

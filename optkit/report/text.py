@@ -154,6 +154,13 @@ def footnotes(report: Report) -> list[str]:
     """What stands under the table: the notes of the passes, of the run, of the measuring."""
     notes = [f"{row.index} {row.name}: {note}" for row in report.rows for note in row.notes]
     notes += report.notes
+    inferred = [
+        f"{name} {report.environment[name]}"
+        for name in ("task", "loss", "metric")
+        if name in report.environment
+    ]
+    if inferred:
+        notes.append("; ".join(inferred).replace("task ", "task: ", 1))
     threads = report.environment.get("latency_threads")
     if report.baseline.latency_ms is not None and threads:
         notes.append(
