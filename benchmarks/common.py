@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -193,16 +192,9 @@ def targets_table(outcomes: Sequence[Outcome]) -> str:
 def environment() -> dict[str, Any]:
     """What it takes to repeat the figures: versions, processor, cores, load."""
     # The same facts, found the same way, as in optkit's own reports.
-    from optkit.environment import _PACKAGES, _processor, _version
+    from optkit.environment import describe_system
 
-    return {
-        "versions": {"python": platform.python_version()}
-        | {name: version for name in _PACKAGES if (version := _version(name))},
-        "system": platform.platform(terse=True),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "load_average_before": _LOAD_BEFORE,
-    }
+    return describe_system() | {"load_average_before": _LOAD_BEFORE}
 
 
 def child(arguments: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:

@@ -97,7 +97,7 @@ def _work(task: str, source: str, samples: int) -> None:
 
     bound = ok.Data(test=split, batch_size=BATCH).bind(signature(model)).test
     task_of_model = infer_task(model, bound.head(BATCH)[1])
-    metric = infer_metric(model, task_of_model, 2)
+    metric = infer_metric(model, task_of_model)
     if task == "evaluate keras":
         artifact: ok.Artifact = ok.KerasArtifact(model)
     else:

@@ -59,6 +59,15 @@ class Pass(abc.ABC):
             PipelineError, ModelError, DataError: With the reason and a remedy.
         """
 
+    def review(self, before: Artifact, after: Artifact, context: Context) -> None:  # noqa: B027
+        """Looks at what came out, for notes; not counted as the pass's own time.
+
+        Args:
+            before: The artifact that came in.
+            after: The artifact that came out.
+            context: What to work with; `Context.note` adds to the row.
+        """
+
     @abc.abstractmethod
     def apply(self, state: State, context: Context) -> State:
         """Does the work; families implement it by their one method."""

@@ -43,7 +43,7 @@ class Data:
     Decisions (early stopping, choosing) are made on ``validation``, and ``test`` is only ever used
     to report. A missing ``validation`` is cut from ``train`` (a fifth, stratified by class where
     every class has at least two samples) as soon as a pass needs one; a missing ``calibration`` is
-    drawn from ``train``. The report says so.
+    drawn from ``train`` (of a stream, its first samples). The report says so.
 
     Args:
         train: Split to train on.

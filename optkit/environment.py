@@ -14,7 +14,7 @@ from optkit.models import is_compiled
 from optkit.runtime import tensorflow
 from optkit.task import Loss, Task
 
-__all__ = ["describe_run"]
+__all__ = ["describe_run", "describe_system"]
 
 _PACKAGES = (
     "optkit",
@@ -50,7 +50,6 @@ def describe_run(
         latency_threads: Threads that latency was measured with.
         pipeline: The pipeline as the call that makes it.
     """
-    tf = tensorflow()
     compiled = is_compiled(model)
     return {
         "pipeline": pipeline,
@@ -64,14 +63,21 @@ def describe_run(
         )
         + ", unless a pass names another",
         "data": data.describe() | {"batch_size": data.batch_size, "seed": data.seed},
+        **describe_system(),
+        "training_threads": tensorflow().config.threading.get_intra_op_parallelism_threads()
+        or os.cpu_count(),
+        "latency_threads": latency_threads,
+    }
+
+
+def describe_system() -> dict[str, Any]:
+    """Versions, operating system, processor and cores."""
+    return {
         "versions": {"python": platform.python_version()}
         | {name: version for name in _PACKAGES if (version := _version(name))},
         "system": platform.platform(terse=True),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "training_threads": tf.config.threading.get_intra_op_parallelism_threads()
-        or os.cpu_count(),
-        "latency_threads": latency_threads,
     }
 
 

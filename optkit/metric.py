@@ -38,7 +38,6 @@ class Metric:
         higher_is_better: Whether more is better.
         per_sample: Function of ``(y_true, y_pred)``, both with the batch first, to one value a
             sample, shape ``(n,)``.
-        proportion: Whether each value is 0 or 1, so that the mean is a proportion.
         source: Where it came from, for the report.
         note: What the user should know of the choice; empty where there is nothing.
         keras: Function of a name to the Keras metric to watch in training; ``None`` where it
@@ -48,7 +47,6 @@ class Metric:
     name: str
     higher_is_better: bool
     per_sample: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    proportion: bool
     source: str = "inferred"
     note: str = ""
     keras: Callable[[str], Any] | None = None
@@ -95,13 +93,12 @@ def _error(power: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     return per_sample
 
 
-def infer_metric(model: Any, task: Task, output_rank: int) -> Metric:
+def infer_metric(model: Any, task: Task) -> Metric:
     """The metric of the compiled model where optkit can report it, else the one for the task.
 
     Args:
         model: The tf_keras model; its compiled metrics are looked at in their order.
         task: What the model is for.
-        output_rank: Dimensions of the output, batch included.
 
     Returns:
         Classification accuracy, mean absolute or squared error, or any compiled metric of Keras
@@ -112,11 +109,11 @@ def infer_metric(model: Any, task: Task, output_rank: int) -> Metric:
     for item in compiled_metrics(model):
         name = _metric_name(item)
         if name in _ACCURACIES and task.is_classification:
-            return _accuracy_metric(task, output_rank, "compiled model")
+            return _accuracy_metric(task, "compiled model")
         if name in _ERRORS:
             full = _ERRORS[name]
             power = 1 if full == "mean_absolute_error" else 2
-            return Metric(full, False, _error(power), False, "compiled model")
+            return Metric(full, False, _error(power), "compiled model")
         function = getattr(item, "_fn", None)
         if isinstance(item, keras.metrics.MeanMetricWrapper) and function is not None:
             return _wrapped_metric(item)
@@ -128,8 +125,8 @@ def infer_metric(model: Any, task: Task, output_rank: int) -> Metric:
         else ""
     )
     if task.is_classification:
-        return _accuracy_metric(task, output_rank, "inferred", note)
-    return Metric("mean_absolute_error", False, _error(1), False, "inferred", note)
+        return _accuracy_metric(task, "inferred", note)
+    return Metric("mean_absolute_error", False, _error(1), "inferred", note)
 
 
 def _metric_name(item: Any) -> str:
@@ -139,9 +136,8 @@ def _metric_name(item: Any) -> str:
     return str(name).lower()
 
 
-def _accuracy_metric(task: Task, output_rank: int, source: str, note: str = "") -> Metric:
-    proportion = task.kind in ("multiclass", "binary") and output_rank <= 2
-    return Metric("accuracy", True, _accuracy(task), proportion, source, note)
+def _accuracy_metric(task: Task, source: str, note: str = "") -> Metric:
+    return Metric("accuracy", True, _accuracy(task), source, note)
 
 
 def _wrapped_metric(item: Any) -> Metric:
@@ -157,4 +153,4 @@ def _wrapped_metric(item: Any) -> Metric:
         return type(item).from_config({**item.get_config(), "name": new_name})
 
     lower = any(word in name for word in ("error", "loss", "entropy", "divergence", "hinge"))
-    return Metric(name, not lower, per_sample, "accuracy" in name, "compiled model", keras=keras)
+    return Metric(name, not lower, per_sample, "compiled model", keras=keras)

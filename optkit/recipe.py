@@ -27,6 +27,8 @@ class Augmentation(Protocol):
     """Changes the inputs of a training batch.
 
     Called in a ``tf.data`` map, perhaps in parallel: everything random must come from ``seed``.
+    One that draws from elsewhere says so by an attribute ``stateless = False``, and is then called
+    in one order.
     """
 
     def prepare(self, split: Split, seed: int) -> Callable[[Any, Any], Any]:

@@ -84,7 +84,7 @@ def prepare(steps: Steps, model: Any, data: Data, loss: Any) -> Prepared:
         steps,
         bound,
         task,
-        infer_metric(model, task, len(described.outputs[0].shape)),
+        infer_metric(model, task),
         infer_loss(model, task, loss),
     )
     _check_passes(prepared, model)
@@ -160,6 +160,7 @@ class Run:
                 state = _checked(item, item.apply(self.state, context))
             row = dataclasses.replace(row, seconds=time.perf_counter() - began)
             self.progress.send("finished", step, name)
+            item.review(self.state.artifact, state.artifact, context)
             if isinstance(item, RecipePass):
                 row = dataclasses.replace(row, status="recipe")
             else:

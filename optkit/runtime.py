@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import random
 import threading
@@ -71,7 +72,8 @@ def isolated(seed: int) -> Iterator[None]:
     """Seeds every global generator for the duration and puts all of them back, also on failure.
 
     Holds the process-wide lock, so that runs in several threads take turns. Restored are the
-    global generators of Python, NumPy, TensorFlow and tf_keras, and tf_keras' dtype policy.
+    global generators of Python, NumPy, TensorFlow and tf_keras, tf_keras' dtype policy, and the
+    level of TensorFlow's logger, which only tells of errors meanwhile.
 
     Args:
         seed: The seed to work under, in ``[0, 2**31)``.
@@ -90,11 +92,15 @@ def isolated(seed: int) -> Iterator[None]:
         tensorflow_seed, tensorflow_draws = eager._seed, getattr(eager, "_rng", None)
         keras_generator = getattr(backend._SEED_GENERATOR, "generator", None)
         policy = keras.mixed_precision.global_policy()
+        logger = tensorflow().get_logger()
+        level = logger.level
         try:
+            logger.setLevel(logging.ERROR)
             keras.utils.set_random_seed(seed)
             keras.mixed_precision.set_global_policy("float32")
             yield
         finally:
+            logger.setLevel(level)
             keras.mixed_precision.set_global_policy(policy)
             backend._SEED_GENERATOR.generator = keras_generator
             eager._seed, eager._rng = tensorflow_seed, tensorflow_draws

@@ -72,7 +72,7 @@ def test_the_compiled_model_decides(dense):
     task = infer_task(model, ONE_HOT)
     assert (task.kind, task.from_logits) == ("multilabel", True)
     assert infer_loss(model, task).source == "compiled model"
-    assert infer_metric(model, task, 2).source == "compiled model"
+    assert infer_metric(model, task).source == "compiled model"
 
 
 def test_the_pipelines_loss_stands_above_the_compiled_one(dense):
@@ -86,7 +86,7 @@ def test_the_pipelines_loss_stands_above_the_compiled_one(dense):
 def test_a_regression_metric_comes_from_the_compiled_model(dense):
     model = dense(1, "linear", optimizer="sgd", loss="mae", metrics=["mse"])
     task = infer_task(model, VALUES)
-    metric = infer_metric(model, task, 2)
+    metric = infer_metric(model, task)
     assert (metric.name, metric.higher_is_better) == ("mean_squared_error", False)
     values = metric.per_sample(VALUES, VALUES[:, None] + 2)
     assert values == pytest.approx([4.0] * 4)
@@ -102,7 +102,7 @@ def test_any_metric_that_is_a_mean_over_samples_is_taken(dense):
         loss="sparse_categorical_crossentropy",
         metrics=[tf_keras.metrics.SparseTopKCategoricalAccuracy(k=2, name="top2_accuracy")],
     )
-    metric = infer_metric(model, infer_task(model, CLASSES), 2)
+    metric = infer_metric(model, infer_task(model, CLASSES))
     outputs = np.array([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2], [0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
     assert metric.name == "top2_accuracy"
     assert metric.per_sample(CLASSES, outputs).tolist() == [1, 0, 1, 1]
@@ -114,7 +114,7 @@ def test_a_metric_that_is_no_mean_is_passed_over_and_said(dense):
     model = dense(
         1, "sigmoid", optimizer="sgd", loss="binary_crossentropy", metrics=[tf_keras.metrics.AUC()]
     )
-    metric = infer_metric(model, infer_task(model, BITS), 2)
+    metric = infer_metric(model, infer_task(model, BITS))
     assert metric.name == "accuracy"
     assert "auc" in metric.note
 
@@ -131,7 +131,7 @@ def test_a_metric_that_is_no_mean_is_passed_over_and_said(dense):
 )
 def test_accuracy_by_hand(dense, outputs, activation, targets, outputs_given, expected):
     model = dense(outputs, activation)
-    metric = infer_metric(model, infer_task(model, targets), 2)
+    metric = infer_metric(model, infer_task(model, targets))
     assert metric.per_sample(targets, outputs_given) == pytest.approx(expected)
 
 

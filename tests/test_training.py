@@ -24,7 +24,7 @@ def context_for(model: Any, data: Data, constraints: Any = None, seed: int = 0) 
     return Context(
         data=bound,
         task=task,
-        metric=infer_metric(model, task, 2),
+        metric=infer_metric(model, task),
         loss=infer_loss(model, task),
         seed=seed,
         model=model,

@@ -19,15 +19,22 @@ from optkit.artifact import Artifact, KerasArtifact, TFLiteArtifact
 from optkit.artifact.base import named_inputs
 from optkit.artifact.keras import inference_function
 from optkit.errors import OptkitError
-from optkit.measure.statistics import Interval, bootstrap_median, bootstrap_median_ratio
+from optkit.measure.statistics import Interval, bootstrap_median, mean_ratio
 from optkit.models import signature
 from optkit.runtime import tensorflow
 
 __all__ = ["Latency", "LatencyProcess", "Speedup"]
 
-_SECONDS = 0.8
+# Where a model lies in memory alone makes it a few per cent faster or slower, for as long as it
+# lies there. So each is loaded several times, and the copies, not the runs, are what intervals
+# count.
+_COPIES = 5
+# What is left of such effects between copies that were loaded earlier and later: one artifact
+# against itself differs by up to so much, so no interval is narrower.
+_RESOLUTION = 0.01
+_SECONDS = 1.0  # for all copies together
 _PRECISION = 0.01
-_MINIMUM_RUNS = 15
+_MINIMUM_RUNS = 4
 _ANSWER_WITHIN_SECONDS = 300
 
 
@@ -42,7 +49,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Speedup:
-    """How many times faster than the other: median of the ratios of pairs, and its interval."""
+    """How many times faster than the other: mean over the copies, and its interval."""
 
     ratio: float
     ci: Interval
@@ -146,7 +153,14 @@ class LatencyProcess:
             raise OptkitError(f"The latency of a {artifact.kind} artifact cannot be measured.")
         stored = folder / "inputs.npz"
         np.savez(stored, *inputs)
-        self._ask(command="load", key=key, kind=artifact.kind, path=str(path), inputs=str(stored))
+        self._ask(
+            command="load",
+            key=key,
+            kind=artifact.kind,
+            path=str(path),
+            inputs=str(stored),
+            copies=_COPIES,
+        )
 
     def _save_function(self, artifact: KerasArtifact, path: Path) -> list[np.ndarray]:
         """Saves the model as one traced function, which needs no Python class to load."""
@@ -166,30 +180,33 @@ class LatencyProcess:
         """Forgets an artifact."""
         self._ask(command="unload", key=key)
 
-    def _times(self, keys: list[str]) -> list[np.ndarray]:
+    def _times(self, keys: list[str]) -> list[list[np.ndarray]]:
+        """For each copy, the times of each key in seconds, in order."""
         answer = self._ask(
             command="time",
             keys=keys,
-            seconds=_SECONDS,
+            seconds=_SECONDS / _COPIES,
             precision=_PRECISION,
             minimum=_MINIMUM_RUNS,
         )
-        return [np.array(times) for times in answer["times"]]
+        return [[np.array(times) for times in copy] for copy in answer["times"]]
 
     def time(self, key: str) -> Latency:
         """Times one artifact by itself."""
-        (times,) = self._times([key])
-        return _latency(times)
+        return _latency(np.concatenate([times for (times,) in self._times([key])]))
 
     def time_against(self, key: str, other: str) -> tuple[Latency, Speedup]:
         """Times an artifact in turns with another, so that drift of the machine cancels."""
-        others, times = self._times([other, key])
+        copies = self._times([other, key])
         # Two rounds, A B and B A, make one pair: whoever runs second finds warmer caches.
-        by_two = [
-            figures[: len(figures) // 2 * 2].reshape(-1, 2).sum(1) for figures in (others, times)
-        ]
-        ratio = float(np.median(by_two[0] / by_two[1]))
-        return _latency(times), Speedup(ratio, bootstrap_median_ratio(*by_two))
+        ratios = [np.median(_by_two(others) / _by_two(times)) for others, times in copies]
+        latency = _latency(np.concatenate([times for _, times in copies]))
+        ratio, (low, high) = mean_ratio(np.array(ratios))
+        return latency, Speedup(ratio, (low / (1 + _RESOLUTION), high * (1 + _RESOLUTION)))
+
+
+def _by_two(figures: np.ndarray) -> np.ndarray:
+    return np.asarray(figures[: len(figures) // 2 * 2].reshape(-1, 2).sum(axis=1))
 
 
 def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:

@@ -61,14 +61,16 @@ class Meter:
         split = self.data.report_split or self.data.train
         if split is None:
             split = self.data.calibration_split()
-        sample = next(split.single_inputs(1, seed=0))
+        sample, _ = split.head(1)
         if np.asarray(first_leaf(sample)).dtype.kind in "OSU":
             self.notes.append("latency: not measured for inputs that are strings")
             return self
         opened = [info for info in split.inputs if None in info.shape[1:]]
         if opened:
             shapes = ", ".join(str(np.shape(leaf)) for leaf in _leaves(sample))
-            self.notes.append(f"latency: open input shape pinned to {shapes}, that of one sample")
+            self.notes.append(
+                f"latency: open input shape pinned to {shapes}, that of the first sample"
+            )
         self._process = LatencyProcess(self.threads, sample)
         self._process.start()
         return self
@@ -93,14 +95,12 @@ class Meter:
             scores = self._score(artifact, split)
             figures |= {
                 "accuracy": scores.mean,
-                "accuracy_ci": mean_interval(scores.values, proportion=self.metric.proportion),
+                "accuracy_ci": mean_interval(scores.values),
                 "samples": len(scores.values),
                 "per_class": self._named(scores.per_class),
             }
             if self._baseline is not None:
-                change, interval = paired_change(
-                    self._baseline.values, scores.values, proportion=self.metric.proportion
-                )
+                change, interval = paired_change(self._baseline.values, scores.values)
                 against |= {"accuracy_change": change, "accuracy_change_ci": interval}
         decisive = self.data.validation
         if decisive is None or decisive is split:

@@ -10,8 +10,9 @@ __all__ = [
     "Interval",
     "bootstrap_mean",
     "bootstrap_median",
-    "bootstrap_median_ratio",
+    "is_binary",
     "mean_interval",
+    "mean_ratio",
     "paired_change",
     "wilson",
 ]
@@ -66,21 +67,33 @@ def bootstrap_median(values: np.ndarray) -> Interval:
     return _resampled(np.asarray(values, dtype=np.float64), np.median)
 
 
-def bootstrap_median_ratio(numerators: np.ndarray, denominators: np.ndarray) -> Interval:
-    """Interval of the median of the ratios of pairs."""
-    return bootstrap_median(np.asarray(numerators) / np.asarray(denominators))
+def mean_ratio(ratios: np.ndarray) -> tuple[float, Interval]:
+    """Geometric mean of a few independent ratios, and its interval by Student's t.
+
+    Args:
+        ratios: Positive ratios, at least two, such as one for each time that things were set up.
+    """
+    from scipy import stats
+
+    logs = np.log(ratios)
+    centre = float(logs.mean())
+    reach = float(stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs)))
+    return math.exp(centre), (math.exp(centre - reach), math.exp(centre + reach))
 
 
-def mean_interval(values: np.ndarray, *, proportion: bool) -> Interval:
+def is_binary(values: np.ndarray) -> bool:
+    """Whether all values are zero or one, so that their mean is a proportion."""
+    return bool(np.all((values == 0) | (values == 1)))
+
+
+def mean_interval(values: np.ndarray) -> Interval:
     """Wilson interval of zeros and ones, else the bootstrap interval of the mean."""
-    if proportion:
+    if is_binary(values):
         return wilson(float(np.sum(values)), len(values))
     return bootstrap_mean(values)
 
 
-def paired_change(
-    before: np.ndarray, after: np.ndarray, *, proportion: bool
-) -> tuple[float, Interval]:
+def paired_change(before: np.ndarray, after: np.ndarray) -> tuple[float, Interval]:
     """Change of a mean over the same samples, and its interval.
 
     For zeros and ones the adjusted Wald interval of paired proportions (Agresti and Min, 2005),
@@ -89,11 +102,10 @@ def paired_change(
     Args:
         before: One value a sample, shape ``(n,)``.
         after: Values of the same samples in the same order.
-        proportion: Whether the values are zeros and ones.
     """
     differences = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
     change = float(differences.mean())
-    if not proportion:
+    if not (is_binary(before) and is_binary(after)):
         return change, bootstrap_mean(differences)
     n = len(differences) + 2
     gained = float(np.sum(differences > 0)) + 0.5

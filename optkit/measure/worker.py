@@ -111,7 +111,7 @@ def time_in_turns(
         figures = np.array(times[0]).reshape(-1, 2).sum(1)
         if len(times) > 1:
             figures = figures / np.array(times[1]).reshape(-1, 2).sum(1)
-        if len(figures) >= max(minimum, 100) and _relative_width(figures) < precision:
+        if len(figures) >= max(minimum, 40) and _relative_width(figures) < precision:
             return times
 
 
@@ -120,7 +120,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     threads = int(sys.argv[1])
-    runners: dict[str, Runner] = {}
+    copies: dict[str, list[Runner]] = {}
     loaders = {"keras": _keras_runner, "tflite": _tflite_runner}
     for line in sys.stdin:
         try:
@@ -129,20 +129,25 @@ def main() -> None:
                 with np.load(request["inputs"]) as stored:
                     inputs = [stored[name] for name in stored.files]
                 load = loaders[request["kind"]]
-                runners[request["key"]] = load(request["path"], inputs, threads)
+                copies[request["key"]] = [
+                    load(request["path"], inputs, threads) for _ in range(request["copies"])
+                ]
                 answer: dict[str, Any] = {}
             elif request["command"] == "unload":
-                runners.pop(request["key"], None)
+                copies.pop(request["key"], None)
                 answer = {}
             else:
-                chosen = [runners[key] for key in request["keys"]]
+                chosen = zip(*(copies[key] for key in request["keys"]), strict=True)
                 answer = {
-                    "times": time_in_turns(
-                        chosen,
-                        seconds=request["seconds"],
-                        precision=request["precision"],
-                        minimum=request["minimum"],
-                    )
+                    "times": [
+                        time_in_turns(
+                            list(runners),
+                            seconds=request["seconds"],
+                            precision=request["precision"],
+                            minimum=request["minimum"],
+                        )
+                        for runners in chosen
+                    ]
                 }
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"}

@@ -143,7 +143,14 @@ class Prune(TrainPass):
         targets = {}
         for layer in model.layers:
             wanted = (self.layers or {}).get(layer.name, self.sparsity)
-            if layer.name in self.exclude or wanted == 0 or not layer.trainable:
+            if layer.name in self.exclude or wanted == 0:
+                continue
+            if not layer.trainable:
+                if layer.name in (self.layers or {}):
+                    raise PipelineError(
+                        f"Layer {layer.name!r} is frozen, so it cannot be pruned. Set its "
+                        "`trainable = True`, or leave it out of `layers`."
+                    )
                 continue
             if _prunable_weights(layer):
                 targets[layer.name] = wanted
@@ -254,10 +261,7 @@ def _prunable_weights(layer: Any) -> list[Any]:
         # tfmot knows recurrent cells, but its wrapper cannot be stripped from a copy of them.
         return []
     names = registry._weight_names(layer)
-    found = []
-    for name in names:
-        value = layer
-        for part in name.split("."):
-            value = getattr(value, part)
-        found.append(value)
-    return found
+    if any("." in name for name in names):
+        # Weights of layers within the layer (attention), which tfmot's wrapper does not find again.
+        return []
+    return [getattr(layer, name) for name in names]

@@ -25,14 +25,13 @@ _RANGE_SAMPLES = 2048
 class QuantizeINT8(ConvertPass):
     """Quantizes weights, activations, inputs and outputs to 8 bits: post-training quantization.
 
-    Use it last, for the smallest and fastest file that most processors run well: about a quarter
-    of the size. Weights get a scale a channel; the range of every activation is measured on
+    Use it last: the file has about a quarter of the size, and runs in integers alone. Weights get a scale a channel; the range of every activation is measured on
     calibration samples. The file is read back through LiteRT, and the row says how well it agrees
     with the float model.
 
     Args:
         calibration_samples: Samples to calibrate on, at least 1, drawn from ``calibration``, else
-            from ``train``. A few hundred that look like the data in use are enough.
+            from ``train`` (of streams the first ones), else from ``validation``. A few hundred that look like the data in use are enough.
         io: Type of the file's input and output: ``"int8"``, or ``"float32"`` for callers that
             cannot quantize themselves. Whole-number inputs (token ids) stay what they are.
 
@@ -131,10 +130,14 @@ class QuantizeINT8(ConvertPass):
             context.note(
                 f"few calibration samples ({drawn} < {_FEW_SAMPLES}): ranges may be too narrow"
             )
+        return converted
+
+    def review(self, before: Artifact, after: Artifact, context: Context) -> None:
+        """Reads the file back, and compares calibration with training data."""
+        split = context.data.calibration_split()
         if split.name == "calibration":
             _compare_ranges(split, context)
-        context.note(agreement(artifact, converted, context))
-        return converted
+        context.note(agreement(before, after, context))
 
 
 def _compare_ranges(split: Split, context: Context) -> None:
