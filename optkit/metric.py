@@ -144,6 +144,7 @@ def _wrapped_metric(item: Any) -> Metric:
     function, keywords = item._fn, dict(getattr(item, "_fn_kwargs", {}))
 
     def per_sample(targets: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        outputs = outputs.astype(np.float32, copy=False)
         values = np.asarray(function(targets, outputs, **keywords), dtype=np.float64)
         return np.asarray(values.reshape(len(outputs), -1).mean(axis=1))
 

@@ -162,7 +162,9 @@ class Pipeline:
         """
         check_order(self.passes, self.names)
         if model is not None and data is not None:
-            self._prepare(model, data)
+            # Passes may build models to see whether they fit, which draws random numbers.
+            with isolated(derive_seed(self.seed, "run")):
+                self._prepare(model, data)
         elif model is not None:
             check_treatable(model)
 

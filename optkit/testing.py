@@ -147,7 +147,7 @@ def _surroundings(model: Any, data: Data) -> dict[str, Any]:
         "the compile state of the caller's model": (is_compiled(model), model.optimizer),
         "a `trainable` flag of the caller's model": [layer.trainable for layer in model.layers],
         "the environment": dict(os.environ),
-        "`tf.keras`": tensorflow().keras,
+        "what `tf.keras` means": tensorflow().keras.__version__,
         "the dtype policy": tf_keras().mixed_precision.global_policy().name,
         "Python's global generator": random.getstate(),
         "NumPy's global generator": (numpy_state["key"].tolist(), numpy_state["pos"]),

@@ -99,10 +99,12 @@ def test_check_and_run_refuse_before_anything_trains(case):
 
 
 def test_check_accepts_what_can_work(trained, data):
-    pipeline = ok.Pipeline([ok.Augment(), ok.FineTune(), ok.QuantizeINT8()])
+    pipeline = ok.Pipeline([ok.Augment(), ok.TransferLearn(), ok.QuantizeINT8()])
+    before = _globals()
     pipeline.check()
     pipeline.check(trained)
     pipeline.check(trained, data)
+    assert _globals() == before
 
 
 # ---------------------------------------------------------------------------------- the report

@@ -35,7 +35,7 @@ class FineTune(TrainPass):
     Example:
         >>> import optkit as ok
         >>> from optkit.testing import digits, small_model
-        >>> result = ok.Pipeline([ok.FineTune(epochs=2, learning_rate=1e-3)]).run(
+        >>> result = ok.Pipeline([ok.FineTune(epochs=10, learning_rate=0.02)]).run(
         ...     small_model(), digits(samples=400)
         ... )
         >>> result.report.final.accuracy > result.report.baseline.accuracy

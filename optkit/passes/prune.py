@@ -74,7 +74,7 @@ class Prune(TrainPass):
         >>> pipeline = ok.Pipeline([ok.Prune(0.8, epochs=1, exclude=["classes"])])
         >>> result = pipeline.run(small_model(), digits(samples=400))
         >>> result.report.rows[0].notes[0]
-        'reached 80.0 % zeros in 1 layer: conv 80.0 %'
+        'reached 80.6 % zeros in 1 layer: conv 80.6 %'
 
     References:
         Zhu and Gupta, "To prune, or not to prune: exploring the efficacy of pruning for model

@@ -413,7 +413,7 @@ def _rescaling(kind: str | None, values: ValueRange) -> tuple[Any, Any]:
     ((0.00784313725490196, -1.0), (255.0, 0.0))
     """
     low, high = values
-    unit, start = 1 / (high - low), -low / (high - low)  # to 0 … 1
+    unit, start = 1 / (high - low), (0 - low) / (high - low)  # to 0 … 1
     if kind == "tf":
         return 2 * unit, 2 * start - 1
     if kind == "torch":
