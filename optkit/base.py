@@ -52,8 +52,12 @@ class Pass(abc.ABC):
         """Whether it puts another model in the place of the one that comes in."""
         return False
 
-    def check(self, setting: Setting) -> None:  # noqa: B027 (nothing to refuse unless overridden)
+    def check(self, setting: Setting) -> Any:  # noqa: B027 (nothing to refuse unless overridden)
         """Refuses, before anything runs, a setting in which it cannot work.
+
+        Returns:
+            ``None``, or a model like the one that later passes will see, for them to check
+            themselves against, where the pass changes the layers.
 
         Raises:
             PipelineError, ModelError, DataError: With the reason and a remedy.

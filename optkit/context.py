@@ -14,7 +14,7 @@ from optkit.constraint import Constraint
 from optkit.data import BoundData
 from optkit.errors import DataError, PipelineError
 from optkit.metric import Metric
-from optkit.models import batch_norms, variables_by_path
+from optkit.models import batch_norms, mixed_precision_layers, variables_by_path
 from optkit.recipe import Recipe
 from optkit.runtime import derive_seed
 from optkit.task import Loss, Task
@@ -48,6 +48,17 @@ class Setting:
     task: Task
     loss: Loss
     recipe: Recipe
+
+    def require_float32(self) -> None:
+        """Refuses a model that computes in 16 bits."""
+        names = mixed_precision_layers(self.model) if self.model is not None else ()
+        if names:
+            raise PipelineError(
+                f"Layers {', '.join(names[:3])}{', …' if len(names) > 3 else ''} of model "
+                f"{self.model.name!r} compute in 16 bits (mixed precision), which this pass cannot "
+                "treat. Build the model under the policy 'float32' and copy the weights over with "
+                "`set_weights`: they are float32 already."
+            )
 
     def require_trainable(self) -> None:
         """Refuses a model in which every layer is frozen."""

@@ -612,7 +612,7 @@ class StreamSplit(Split):
         """Settles whether it is batched, and how many batches a pass has."""
         tf = tensorflow()
         inputs = signature.inputs
-        read, length = _reader(name, value)
+        read, length = _reader(name, value, inputs)
         dataset = read(None)
         spec = dataset.element_spec
         if not isinstance(spec, tuple) or len(spec) != 2:
@@ -704,7 +704,15 @@ class StreamSplit(Split):
 
     def iterate(self) -> Iterator[tuple[Any, np.ndarray]]:
         """NumPy batches of one pass, in order."""
-        yield from self.batches().as_numpy_iterator()
+        batches = self.batches().as_numpy_iterator()
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except Exception as error:
+                raise DataError(f"Reading `{self.name}` failed: {error}") from error
+            yield batch
 
     def batches(self) -> Any:
         """A ``tf.data.Dataset`` of the batches of one pass, in order."""
@@ -750,14 +758,16 @@ class StreamSplit(Split):
         return part(self.name, False), part("validation", True), "by a hash of each sample"
 
 
-def _reader(name: str, value: Any) -> tuple[Callable[[int | None], Any], int | None]:
+def _reader(
+    name: str, value: Any, inputs: tuple[TensorInfo, ...]
+) -> tuple[Callable[[int | None], Any], int | None]:
     """A function from an order (a seed, or None for as it is) to a dataset, and its known length."""
     tf = tensorflow()
     if hasattr(value, "element_spec"):
         return lambda order: value, None
     if callable(value):
         first = _first_element(name, iter(_call(name, value)))
-        specs = _element_spec(first, open_batch=True)
+        specs = _element_spec(first, inputs)
         return (
             lambda order: tf.data.Dataset.from_generator(
                 lambda: map(_as_pair, value()), output_signature=specs
@@ -767,7 +777,7 @@ def _reader(name: str, value: Any) -> tuple[Callable[[int | None], Any], int | N
     length = len(value)
     if length == 0:
         raise DataError(f"`{name}` is empty.")
-    specs = _element_spec(_first_element(name, iter([value[0]])), open_batch=True)
+    specs = _element_spec(_first_element(name, iter([value[0]])), inputs)
 
     def read(order: int | None) -> Any:
         epochs = itertools.count()
@@ -817,13 +827,30 @@ def _first_element(name: str, iterator: Iterator[Any]) -> Any:
     return _as_pair(item)
 
 
-def _element_spec(element: Any, *, open_batch: bool) -> Any:
+def _element_spec(element: Any, inputs: tuple[TensorInfo, ...]) -> Any:
+    """The spec of every element of a stream, from its first one and what the model leaves open."""
     tf = tensorflow()
+    x, y = element
+    named = {info.name: info for info in inputs}
+    infos = [named.get(key) for key in sorted(x)] if isinstance(x, Mapping) else list(inputs)
+    leaves = tf.nest.flatten(x)
+    batched = bool(infos and infos[0] and np.ndim(leaves[0]) == len(infos[0].shape))
 
-    def spec(leaf: Any) -> Any:
+    def spec(leaf: Any, wanted: tuple[int | None, ...] | None) -> Any:
         array = np.asarray(leaf)
-        shape = (None, *array.shape[1:]) if open_batch and array.ndim else array.shape
+        shape: list[int | None] = list(array.shape)
+        if wanted is not None and len(wanted) == len(shape):
+            shape = [None if w is None else size for size, w in zip(shape, wanted, strict=True)]
+        if batched and shape:
+            shape[0] = None
         dtype = tf.string if array.dtype.kind in "OSU" else tf.as_dtype(array.dtype)
         return tf.TensorSpec(shape, dtype)
 
-    return tf.nest.map_structure(spec, element)
+    def expected(i: int) -> tuple[int | None, ...] | None:
+        info = infos[i] if i < len(infos) else None
+        if info is None:
+            return None
+        return info.shape if batched else info.shape[1:]
+
+    specs = [spec(leaf, expected(i)) for i, leaf in enumerate(leaves)]
+    return tf.nest.pack_sequence_as(x, specs), spec(y, None)

@@ -28,6 +28,9 @@ _ERRORS = {
     "mean_squared_error": "mean_squared_error",
 }
 
+_BETTER_HIGHER = ("accuracy", "cosinesimilarity")
+_BETTER_LOWER = ("error", "loss", "entropy", "divergence", "hinge", "poisson", "logcosh")
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -104,29 +107,57 @@ def infer_metric(model: Any, task: Task) -> Metric:
         Classification accuracy, mean absolute or squared error, or any compiled metric of Keras
         that is the mean of a function of each sample.
     """
-    keras = tf_keras()
     passed_over: list[str] = []
-    for item in compiled_metrics(model):
-        name = _metric_name(item)
+    for given in compiled_metrics(model):
+        item = _as_metric(given)
+        name = _metric_name(given)
         if name in _ACCURACIES and task.is_classification:
             return _accuracy_metric(task, "compiled model")
         if name in _ERRORS:
             full = _ERRORS[name]
             power = 1 if full == "mean_absolute_error" else 2
             return Metric(full, False, _error(power), "compiled model")
-        function = getattr(item, "_fn", None)
-        if isinstance(item, keras.metrics.MeanMetricWrapper) and function is not None:
-            return _wrapped_metric(item)
-        passed_over.append(name)
+        better = _higher_is_better(item)
+        if better is None:
+            passed_over.append(name)
+        else:
+            return _wrapped_metric(item, better)
     note = (
-        f"the compiled metric {', '.join(passed_over)} is not a mean over samples; "
-        f"the default is reported instead"
+        f"the compiled metric {', '.join(passed_over)} is not known to be a mean over samples of "
+        "which more, or less, is better; the default is reported instead"
         if passed_over
         else ""
     )
     if task.is_classification:
         return _accuracy_metric(task, "inferred", note)
     return Metric("mean_absolute_error", False, _error(1), "inferred", note)
+
+
+def _as_metric(given: Any) -> Any:
+    """A Keras metric for a name, a function or a metric."""
+    metrics = tf_keras().metrics
+    item = given
+    if isinstance(given, str) and given.lower() not in _ACCURACIES:
+        try:
+            item = metrics.get(given)
+        except ValueError:
+            return given
+    if callable(item) and not isinstance(item, metrics.Metric | type | str):
+        return metrics.MeanMetricWrapper(item, name=getattr(item, "__name__", "metric"))
+    return item
+
+
+def _higher_is_better(item: Any) -> bool | None:
+    """By the class or function of a mean over samples, as names can be anything."""
+    if not isinstance(item, tf_keras().metrics.MeanMetricWrapper):
+        return None
+    kind = type(item).__name__
+    if kind == "MeanMetricWrapper":
+        kind = getattr(item._fn, "__name__", "")
+    kind = kind.lower().replace("_", "")
+    if any(word in kind for word in _BETTER_HIGHER):
+        return True
+    return False if any(word in kind for word in _BETTER_LOWER) else None
 
 
 def _metric_name(item: Any) -> str:
@@ -140,18 +171,17 @@ def _accuracy_metric(task: Task, source: str, note: str = "") -> Metric:
     return Metric("accuracy", True, _accuracy(task), source, note)
 
 
-def _wrapped_metric(item: Any) -> Metric:
+def _wrapped_metric(item: Any, higher_is_better: bool) -> Metric:
     function, keywords = item._fn, dict(getattr(item, "_fn_kwargs", {}))
 
     def per_sample(targets: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         outputs = outputs.astype(np.float32, copy=False)
+        if np.ndim(targets) != np.ndim(outputs) and np.size(targets) == np.size(outputs):
+            targets = np.reshape(targets, outputs.shape)  # (n,) against (n, 1) would broadcast
         values = np.asarray(function(targets, outputs, **keywords), dtype=np.float64)
         return np.asarray(values.reshape(len(outputs), -1).mean(axis=1))
-
-    name = str(item.name)
 
     def keras(new_name: str) -> Any:
         return type(item).from_config({**item.get_config(), "name": new_name})
 
-    lower = any(word in name for word in ("error", "loss", "entropy", "divergence", "hinge"))
-    return Metric(name, not lower, per_sample, "compiled model", keras=keras)
+    return Metric(str(item.name), higher_is_better, per_sample, "compiled model", keras=keras)

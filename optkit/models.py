@@ -23,7 +23,9 @@ __all__ = [
     "compiled_metrics",
     "final_activation",
     "flat_copy",
+    "is_batch_norm",
     "is_compiled",
+    "mixed_precision_layers",
     "nested_models",
     "recurrent_layers",
     "signature",
@@ -89,6 +91,13 @@ def check_treatable(model: Any) -> None:
             "in Python code that no pass can copy or rewrite. Build it with the functional API "
             "(`tf_keras.Model(inputs, outputs)`) or as `Sequential`."
         )
+    for name in ("call", "train_step", "test_step", "predict_step", "compute_loss"):
+        if getattr(type(model), name).__module__.partition(".")[0] != "tf_keras":
+            raise ModelError(
+                f"Model {model.name!r} is of the class {type(model).__name__}, which has its own "
+                f"`{name}()`; optkit would train it without. Take its graph alone: "
+                "`tf_keras.Model(model.inputs, model.outputs)`."
+            )
     if len(model.outputs) != 1:
         names = ", ".join(model.output_names)
         raise ModelError(
@@ -145,12 +154,24 @@ def recurrent_layers(model: Any) -> tuple[str, ...]:
     return tuple(layer.name for layer in walk_layers(model) if loops(layer))
 
 
+def mixed_precision_layers(model: Any) -> tuple[str, ...]:
+    """The names of the layers that compute in 16 bits."""
+    return tuple(
+        layer.name
+        for layer in walk_layers(model)
+        if getattr(layer, "compute_dtype", None) in ("float16", "bfloat16")
+    )
+
+
+def is_batch_norm(layer: Any) -> bool:
+    """Whether a layer is a batch normalization, of whatever kind."""
+    # `layers.BatchNormalization` of tf_keras is its own class; the base covers the synchronized one.
+    return isinstance(layer, tf_keras().layers.BatchNormalization.__mro__[1])
+
+
 def batch_norms(model: Any) -> tuple[Any, ...]:
     """The batch-normalization layers."""
-    keras = tf_keras()
-    # `layers.BatchNormalization` of tf_keras is its own class; the base covers the synchronized one.
-    base = keras.layers.BatchNormalization.__mro__[1]
-    return tuple(layer for layer in walk_layers(model) if isinstance(layer, base))
+    return tuple(layer for layer in walk_layers(model) if is_batch_norm(layer))
 
 
 def variables_by_path(model: Any) -> dict[str, Any]:
@@ -218,6 +239,8 @@ def clone(model: Any, replace: Any = None) -> Any:
     try:
         copy = keras.models.clone_model(model, clone_function=copy_layer)
     except Exception as error:
+        if replace is not None:
+            raise  # what was put in place may be at fault
         raise ModelError(
             f"Model {model.name!r} cannot be copied: {error} Custom layers must implement "
             "`get_config()` so that `from_config()` rebuilds them."
@@ -228,15 +251,32 @@ def clone(model: Any, replace: Any = None) -> Any:
 
 
 def _copy_state(source: Any, target: Any) -> None:
-    target.set_weights(source.get_weights())
-    for old, new in zip(walk_layers(source), walk_layers(target), strict=True):
+    # Flags before weights: Keras lists trainable weights first, so they decide the order.
+    for old, new in _pairs(source, target):
         new.trainable = old.trainable
-        if hasattr(new, "finalize_state"):  # Normalization keeps tensors made from its weights
-            new.finalize_state()
-    keras = tf_keras()
-    for old, new in zip(source.layers, target.layers, strict=True):
-        if isinstance(old, keras.Model) and not old.trainable:
-            new.trainable = False
+    shapes = [[tuple(weight.shape) for weight in model.weights] for model in (source, target)]
+    if shapes[0] != shapes[1]:
+        raise ModelError(
+            f"Model {source.name!r} cannot be copied: rebuilt from its configuration, it has other "
+            "weights. `get_config()` of its custom layers must say all that `build()` depends on."
+        )
+    target.set_weights(source.get_weights())
+    for layer in walk_layers(target):
+        if hasattr(layer, "finalize_state"):  # Normalization keeps tensors made from its weights
+            layer.finalize_state()
+
+
+def _pairs(old: Any, new: Any) -> Iterator[tuple[Any, Any]]:
+    """A layer and its copy, then those inside them: setting a flag of a parent sets its children's."""
+    yield old, new
+
+    def inside(layer: Any) -> list[Any]:
+        if isinstance(layer, tf_keras().Model):
+            return list(layer.layers)
+        return list(layer._flatten_layers(recursive=False, include_self=False))
+
+    for pair in zip(inside(old), inside(new), strict=True):
+        yield from _pairs(*pair)
 
 
 def flat_copy(model: Any, inputs: Any) -> Any:
@@ -367,9 +407,11 @@ def compile_like(model: Any, source: Any) -> None:
         return item
 
     settings = _compile_settings(source)
+    kept = ("loss_weights", "run_eagerly", "steps_per_execution", "jit_compile")
     model.compile(
         optimizer=type(source.optimizer).from_config(source.optimizer.get_config()),
         loss=source.loss,
         metrics=fresh(settings.get("metrics")),
         weighted_metrics=fresh(settings.get("weighted_metrics")),
+        **{name: settings[name] for name in kept if settings.get(name) is not None},
     )

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from optkit.artifact import Artifact, KerasArtifact
-from optkit.base import Pass, RecipePass
+from optkit.base import Pass, RecipePass, TrainPass
 from optkit.context import Context, Setting, State
 from optkit.data import ArraySplit, BoundData, Data, Split
 from optkit.environment import describe_run
-from optkit.errors import OptkitError, PassError, PipelineError
+from optkit.errors import ModelError, OptkitError, PassError, PipelineError
 from optkit.measure import Meter
 from optkit.metric import Metric, infer_metric
 from optkit.models import clone, signature
@@ -25,6 +25,7 @@ from optkit.result import Result
 from optkit.runtime import derive_seed, isolated
 from optkit.serialize import readable
 from optkit.task import Loss, Task, check_targets, infer_loss, infer_task
+from optkit.training import check_compiled_optimizer
 
 __all__ = ["Prepared", "Run", "Steps", "prepare"]
 
@@ -87,6 +88,8 @@ def prepare(steps: Steps, model: Any, data: Data, loss: Any) -> Prepared:
         infer_metric(model, task),
         infer_loss(model, task, loss),
     )
+    if any(isinstance(item, TrainPass) for _, item in steps):
+        check_compiled_optimizer(model)
     _check_passes(prepared, model)
     return prepared
 
@@ -100,13 +103,15 @@ def _check_passes(prepared: Prepared, model: Any) -> None:
     recipe = Recipe()
     for i, (name, item) in enumerate(prepared.steps, 1):
         try:
-            item.check(Setting(model, prepared.data, prepared.task, prepared.loss, recipe))
+            seen = item.check(Setting(model, prepared.data, prepared.task, prepared.loss, recipe))
         except OptkitError as error:
             raise type(error)(f"Step {i}, {name}: {error}") from error
+        except Exception as error:
+            raise PipelineError(f"Step {i}, {name}: {type(error).__name__}: {error}") from error
         if isinstance(item, RecipePass):
             recipe = item.amend(recipe)
-        if item.replaces_model:
-            model = None  # what later passes will see is not known yet
+        if seen is not None or item.replaces_model:
+            model = seen  # None where what later passes will see is not known yet
 
 
 class Run:
@@ -140,7 +145,14 @@ class Run:
 
     def run(self) -> Result:
         """Measures the baseline, then runs and measures pass by pass."""
-        self.baseline = self.latest = self.meter.measure(self.state.artifact)
+        try:
+            self.baseline = self.latest = self.meter.measure(self.state.artifact)
+        except OptkitError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"Model {self.model.name!r} could not be run on the data it came with: {error}"
+            ) from error
         self._tell_figures(0, "baseline")
         for step, (name, item) in enumerate(self.prepared.steps, 1):
             self._step(step, name, item)
@@ -160,7 +172,10 @@ class Run:
                 state = _checked(item, item.apply(self.state, context))
             row = dataclasses.replace(row, seconds=time.perf_counter() - began)
             self.progress.send("finished", step, name)
-            item.review(self.state.artifact, state.artifact, context)
+            came_in, self.state = self.state.artifact, state
+            if not isinstance(item, RecipePass):
+                self.stages[name] = state.artifact  # finished, whatever happens from here on
+            item.review(came_in, state.artifact, context)
             if isinstance(item, RecipePass):
                 row = dataclasses.replace(row, status="recipe")
             else:
@@ -169,9 +184,7 @@ class Run:
             self.rows.append(dataclasses.replace(row, notes=(*context.notes, f"failed: {error}")))
             raise self._failure(step, name, error) from error
         self.rows.append(dataclasses.replace(row, notes=(*context.notes, *row.notes)))
-        self.state = state
         if not isinstance(item, RecipePass):
-            self.stages[name] = state.artifact
             self._tell_figures(step, name)
 
     def _measured(self, row: Row, artifact: Artifact) -> Row:

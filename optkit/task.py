@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from optkit.errors import DataError, PipelineError
-from optkit.models import final_activation, is_compiled, signature
+from optkit.models import compiled_metrics, final_activation, is_compiled, signature
 from optkit.runtime import tf_keras
 
 __all__ = [
@@ -27,6 +27,8 @@ _CROSS_ENTROPIES = {
     "sparsecategoricalcrossentropy": "sparse",
     "categoricalcrossentropy": "categorical",
     "binarycrossentropy": "binary",
+    "categoricalfocalcrossentropy": "categorical",
+    "binaryfocalcrossentropy": "binary",
 }
 
 
@@ -191,7 +193,9 @@ def infer_task(model: Any, targets: np.ndarray, loss: Any = None) -> Task:
         if activation == "softmax" and same_shape:
             return Task("multiclass", outputs, False, logits, outputs)
         if same_shape or (outputs == 1 and sparse_shape):
-            if activation == "sigmoid" and whole and _is_zero_one(targets):
+            if whole and _is_zero_one(targets) and (activation == "sigmoid" or _counts_hits(model)):
+                if outputs > 1 and activation != "sigmoid" and np.all(targets.sum(axis=-1) == 1):
+                    return Task("multiclass", outputs, False, logits, outputs)
                 kind: Kind = "binary" if outputs == 1 else "multilabel"
                 return Task(kind, max(2, outputs), False, logits, outputs)
             return Task("regression", 0, False, False, outputs)
@@ -237,6 +241,14 @@ def infer_task(model: Any, targets: np.ndarray, loss: Any = None) -> Task:
         one_hot = bool(np.all(targets.sum(axis=-1) == 1))
         return Task("multiclass" if one_hot else "multilabel", outputs, False, True, outputs)
     return Task("regression", 0, False, False, outputs)
+
+
+def _counts_hits(model: Any) -> bool:
+    """Whether the model is compiled with an accuracy, and so classifies whatever its loss."""
+    return any(
+        "acc" in str(getattr(item, "name", None) or getattr(item, "__name__", item)).lower()
+        for item in compiled_metrics(model)
+    )
 
 
 def _fits(actual: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:

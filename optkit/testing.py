@@ -142,11 +142,14 @@ def _check_runs(item: Pass, model: Any, data: Data) -> None:
 
 def _surroundings(model: Any, data: Data) -> dict[str, Any]:
     """Everything of the caller's and of the process that a run must leave as it was."""
+    from tensorflow.python.eager import context as eager_context
+
     numpy_state = np.random.get_state(legacy=False)["state"]
     found: dict[str, Any] = {
         "the compile state of the caller's model": (is_compiled(model), model.optimizer),
         "a `trainable` flag of the caller's model": [layer.trainable for layer in model.layers],
         "the environment": dict(os.environ),
+        "TensorFlow's global seed": eager_context.global_seed(),
         "what `tf.keras` means": tensorflow().keras.__version__,
         "the dtype policy": tf_keras().mixed_precision.global_policy().name,
         "Python's global generator": random.getstate(),
@@ -217,8 +220,8 @@ class _ToOther(Pass):
 def _check_streams(item: Pass, model: Any, data: Data) -> None:
     """It runs on a stream as it runs on arrays."""
     tf = tensorflow()
-    if data.train is None or data.test is None or not isinstance(data.train, tuple):
-        return
+    if data.test is None or not isinstance(data.train, tuple):
+        raise ValueError("the contract is checked on data of arrays, with `train` and `test`")
     train = tf.data.Dataset.from_tensor_slices(data.train).batch(16)
     validation = tf.data.Dataset.from_tensor_slices(data.validation or data.test)
     streamed = Data(train=train, validation=validation, test=data.test)
@@ -272,8 +275,11 @@ def check_pass(pass_instance: Pass, *, model: Any = None, data: Data | None = No
 def _hold_to(name: str, item: Pass, model: Any, data: Data | None) -> None:
     if not isinstance(item, Pass):
         raise AssertionError(f"not a pass: {item!r}")
+    if model is None:
+        model = small_model()
+        model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
     try:
-        CHECKS[name](item, model if model is not None else small_model(), data or digits(200))
+        CHECKS[name](item, model, data or digits(200))
     except AssertionError as error:
         raise AssertionError(f"{type(item).__name__} fails the check {name!r}: {error}") from error
 

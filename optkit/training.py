@@ -22,7 +22,14 @@ from optkit.recipe import Recipe
 from optkit.runtime import derive_seed, tensorflow, tf_keras
 from optkit.task import Loss, Task, dense_targets, describe_loss
 
-__all__ = ["DEFAULT_LEARNING_RATE", "History", "check_optimizer", "fit", "optimizer_name"]
+__all__ = [
+    "DEFAULT_LEARNING_RATE",
+    "History",
+    "check_compiled_optimizer",
+    "check_optimizer",
+    "fit",
+    "initial_learning_rate",
+]
 
 DEFAULT_LEARNING_RATE = 1e-3
 _METRIC = "metric"
@@ -75,12 +82,6 @@ def _optimizer_bases() -> tuple[type, ...]:
     return (keras.optimizers.Optimizer, keras.optimizers.legacy.Optimizer)
 
 
-def optimizer_name(optimizer: Any) -> str:
-    """Class name of what an optimizer argument stands for."""
-    chosen = tf_keras().optimizers.get(optimizer) if isinstance(optimizer, str) else optimizer
-    return type(chosen).__name__
-
-
 def _make_optimizer(
     choices: Iterable[Any], learning_rate: float | None, weight_decay: float | None
 ) -> Any:
@@ -90,7 +91,13 @@ def _make_optimizer(
     named = isinstance(chosen, str)
     template: Any = keras.optimizers.get(chosen) if named else chosen
     template = getattr(template, "inner_optimizer", template)  # inside a loss-scaling one
-    config = template.get_config()
+    try:
+        config = template.get_config()
+    except NotImplementedError as error:
+        raise PipelineError(
+            f"The optimizer {type(template).__name__} cannot be copied: its learning-rate schedule "
+            "has no `get_config()`. Add one, or compile the model with a number."
+        ) from error
     if learning_rate is not None:
         config["learning_rate"] = learning_rate
     elif named:
@@ -108,6 +115,27 @@ def _make_optimizer(
         # Decay is for kernels; shrinking biases and scales only hurts.
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
+
+
+def check_compiled_optimizer(model: Any) -> None:
+    """Refuses a compiled optimizer that could not be copied for training.
+
+    Raises:
+        PipelineError: With what to do.
+    """
+    if is_compiled(model):
+        _make_optimizer((model.optimizer,), None, None)
+
+
+def initial_learning_rate(optimizer: Any) -> float:
+    """The learning rate of an optimizer; of a schedule, the one it begins with."""
+    plain = getattr(optimizer, "inner_optimizer", optimizer)  # inside a loss-scaling one
+    rate = getattr(plain, "_learning_rate", None)
+    if rate is None:  # a legacy optimizer
+        rate = plain.learning_rate
+    if isinstance(rate, tf_keras().optimizers.schedules.LearningRateSchedule):
+        rate = rate(0)
+    return float(rate)
 
 
 def fit(
@@ -139,12 +167,14 @@ def fit(
     if recipe.sample is not None:
         split = recipe.sample(split, derive_seed(seed, "sample"))
     watched = _training_metric(task, metric)
+    rows: int | None = None  # classes, where class numbers become one-hot rows
     if recipe.softens_targets:
         widened, loss = dense_targets(task, loss)
         # A metric of the user's own may not take the one-hot rows; then the loss alone is watched.
         own = metric.keras is not None and widened is not task
-        task, watched = widened, [] if own else _training_metric(widened, metric)
-    batches = _training_batches(split, recipe, task, seed)
+        watched = [] if own else _training_metric(widened, metric)
+        rows, task = (widened.classes if widened is not task else None), widened
+    batches = _training_batches(split, recipe, task, rows, seed)
     compiled = source.optimizer if is_compiled(source) else None
     trainer = _trainer(model, constraints)
     trainer.compile(
@@ -159,7 +189,7 @@ def fit(
     if patience is not None:
         if data.validation is None:
             raise DataError("Early stopping needs a `validation` split.")
-        validation = data.validation.batches().map(lambda x, y: (x, _dense(task, y)))
+        validation = data.validation.batches().map(lambda x, y: (x, _dense(y, rows)))
     history = trainer.fit(
         batches,
         epochs=epochs,
@@ -208,22 +238,26 @@ def _training_metric(task: Task, metric: Metric) -> list[Any]:
     if task.kind == "multiclass":
         kind = "SparseCategoricalAccuracy" if task.sparse else "CategoricalAccuracy"
         return [getattr(metrics, kind)(name=_METRIC)]
-    return [metrics.BinaryAccuracy(name=_METRIC, threshold=0.0 if task.from_logits else 0.5)]
+    threshold = 0.0 if task.from_logits else 0.5
+
+    def hits(targets: Any, outputs: Any) -> Any:
+        """Accuracy against the hard labels, which smoothed ones round to."""
+        return metrics.binary_accuracy(tensorflow().round(targets), outputs, threshold)
+
+    return [metrics.MeanMetricWrapper(hits, name=_METRIC)]
 
 
-def _dense(task: Task, y: Any) -> Any:
-    """Class numbers as one-hot rows where the task, widened by the recipe, wants rows."""
+def _dense(y: Any, rows: int | None) -> Any:
+    """Class numbers as one-hot rows, where the recipe needs rows and the data have numbers."""
     tf = tensorflow()
-    if task.kind != "multiclass" or task.sparse:
+    if rows is None:
         return y
-    if y.shape.rank is not None and y.shape.rank > 1 and y.shape[-1] == task.classes:
-        return tf.cast(y, tf.float32)
     if y.shape.rank is not None and y.shape.rank > 1 and y.shape[-1] == 1:
         y = tf.squeeze(y, axis=-1)
-    return tf.one_hot(tf.cast(y, tf.int32), task.classes)
+    return tf.one_hot(tf.cast(y, tf.int32), rows)
 
 
-def _training_batches(split: Any, recipe: Recipe, task: Task, seed: int) -> Any:
+def _training_batches(split: Any, recipe: Recipe, task: Task, rows: int | None, seed: int) -> Any:
     """The training stream: augment, mix, smooth, in this order whatever the order of passes."""
     tf = tensorflow()
     batches = split.training_batches(derive_seed(seed, "order"))
@@ -242,7 +276,7 @@ def _training_batches(split: Any, recipe: Recipe, task: Task, seed: int) -> Any:
         for augmentation, base in zip(augment, seeds[:-1], strict=True):
             x = augmentation(x, tf.stack([tf.constant(base, tf.int64), number]))
         if recipe.softens_targets:
-            y = tf.cast(_dense(task, y), tf.float32)
+            y = tf.cast(_dense(y, rows), tf.float32)
         if recipe.mix is not None:
             dense_shape = y.shape
             x, y = recipe.mix(x, y, tf.stack([tf.constant(seeds[-1], tf.int64), number]))

@@ -186,3 +186,57 @@ def test_an_open_input_shape_is_pinned_and_said():
     result = ok.Pipeline([ok.FineTune(1)]).run(model, Data(train=(x, y), test=(x, y)))
     assert any("pinned to (1, 8, 8, 1)" in note for note in result.report.notes)
     assert result.report.final.latency_ms > 0
+
+
+def test_a_test_stream_in_changing_order_is_not_compared_sample_by_sample(trained, data):
+    import tensorflow as tf
+
+    shuffled = tf.data.Dataset.from_tensor_slices(data.test).shuffle(120).batch(16)
+    meter = meter_for(trained, Data(test=shuffled))
+    meter.measure(ok.KerasArtifact(trained))
+    measured = meter.measure(ok.KerasArtifact(trained))
+    assert "another order" in measured.notes[0]
+    assert measured.comparison.accuracy_change == 0
+    low, high = measured.comparison.accuracy_change_ci
+    p = measured.figures.accuracy
+    half = 1.959964 * np.sqrt(2 * p * (1 - p) / 120)
+    assert (low, high) == pytest.approx((-half, half), rel=1e-5)
+    ordered = meter_for(trained, data)
+    ordered.measure(ok.KerasArtifact(trained))
+    assert not ordered.measure(ok.KerasArtifact(trained)).notes
+
+
+def test_a_model_with_lookup_tables_is_timed():
+    import tf_keras as keras
+
+    tokens = keras.Input((3,), dtype="int64", name="tokens")
+    x = keras.layers.IntegerLookup(vocabulary=[3, 5, 8])(tokens)
+    x = keras.layers.GlobalAveragePooling1D()(keras.layers.Embedding(6, 4)(x))
+    model = keras.Model(tokens, keras.layers.Dense(2, activation="softmax")(x))
+    ids = np.random.default_rng(0).choice([3, 5, 8], (60, 3))
+    y = (ids[:, 0] == 3).astype("int64")
+    result = ok.Pipeline([ok.FineTune(1)]).run(model, Data(train=(ids, y), test=(ids, y)))
+    assert result.report.final.latency_ms > 0
+
+
+def test_a_late_answer_is_not_taken_for_another(monkeypatch):
+    from optkit.measure import latency
+
+    with LatencyProcess(1, np.zeros((1, 8, 8, 1), "float32")) as process:
+        monkeypatch.setattr(latency, "_ANSWER_WITHIN_SECONDS", 0.01)
+        with pytest.raises(ok.OptkitError, match="no answer in time"):
+            process.load("slow", ok.KerasArtifact(small_model()))
+        monkeypatch.setattr(latency, "_ANSWER_WITHIN_SECONDS", 60)
+        with pytest.raises(ok.OptkitError, match="no answer in time"):
+            process.time("slow")
+
+
+def test_a_class_beyond_the_outputs_deep_in_a_stream_is_said(trained, data):
+    import tensorflow as tf
+
+    x, y = data.test
+    late = np.concatenate([np.tile(y, 10), [10]])
+    images = np.concatenate([np.tile(x, (10, 1, 1, 1)), x[:1]])
+    stream = tf.data.Dataset.from_tensor_slices((images, late)).batch(32)
+    with pytest.raises(ok.DataError, match="holds the class 10"):
+        ok.Pipeline([ok.QuantizeINT8()]).run(trained, Data(train=data.train, test=stream))

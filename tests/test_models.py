@@ -103,6 +103,14 @@ def test_paths_look_through_the_wrappers_of_pruning():
     )
 
 
+def test_all_of_the_compile_state_is_carried_over(dense):
+    source = dense(3, optimizer="sgd", loss="mse", jit_compile=True, steps_per_execution=2)
+    copy = models.clone(source)
+    models.compile_like(copy, source)
+    assert copy._jit_compile
+    assert int(copy._steps_per_execution) == 2
+
+
 def test_compile_state_is_carried_over(dense):
     import tf_keras as keras
 
@@ -122,6 +130,29 @@ def test_compile_state_is_carried_over(dense):
     assert copy.evaluate(x, y, verbose=0) == pytest.approx(source.evaluate(x, y, verbose=0))
 
 
+def test_layers_within_layers_keep_their_flags_and_weights():
+    """Keras lists trainable weights first, so a frozen part changes the order of weights."""
+    import tf_keras as keras
+
+    class Block(keras.layers.Layer):
+        def __init__(self, **keywords):
+            super().__init__(**keywords)
+            self.first, self.second = keras.layers.Dense(4), keras.layers.Dense(4)
+
+        def call(self, x):
+            return self.second(self.first(x))
+
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), Block(), keras.layers.Dense(3)])
+    model.layers[0].first.trainable = False
+    copy = models.clone(model)
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+    assert np.array_equal(KerasArtifact(copy).predict(x), KerasArtifact(model).predict(x))
+    assert not copy.layers[0].first.trainable
+    assert copy.layers[0].second.trainable
+    assert len(copy.trainable_weights) == len(model.trainable_weights) == 4
+
+
 def refused():
     import keras as keras3
     import tf_keras as keras
@@ -135,7 +166,13 @@ def refused():
     stateful = keras.Sequential(
         [keras.Input((3, 2), batch_size=1), keras.layers.LSTM(2, stateful=True)]
     )
+
+    class OwnStep(keras.Model):
+        def train_step(self, data):
+            raise AssertionError
+
     return {
+        "own train_step": (OwnStep(x, keras.layers.Dense(1)(x)), r"own `train_step\(\)`"),
         "Keras 3": (keras3.Sequential([keras3.Input((4,)), keras3.layers.Dense(1)]), "Keras 3"),
         "subclassed": (Subclassed(), "subclassed"),
         "not built": (keras.Sequential([keras.layers.Dense(1)]), "not built"),

@@ -890,3 +890,217 @@ def test_two_inputs_convert_and_keep_their_names():
 def test_bad_arguments_are_refused_at_construction(make):
     with pytest.raises(ok.PipelineError, match=r"Received|fits|is for|are in|must|takes"):
         make()
+
+
+# ------------------------------------------------------------------------ found by looking for it
+
+
+def test_int8_features_are_numbers_like_others():
+    """They are on the model's own scale, not already quantized."""
+    import tf_keras as keras
+
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    x = rng.integers(-100, 100, (200, 4)).astype("int8")
+    y = (x[:, 0].astype(int) + x[:, 1] > 0).astype("int64")
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(2, "softmax")]
+    )
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.fit(x.astype("float32"), y, epochs=30, verbose=0)
+    result = ok.Pipeline([ok.QuantizeINT8()]).run(model, Data(train=(x, y), test=(x, y)))
+    assert result.report.final.accuracy > result.report.baseline.accuracy - 0.05
+
+
+def test_later_passes_are_checked_against_what_transfer_makes(data):
+    import tf_keras as keras
+
+    model = small_model()
+    ok.Pipeline([ok.TransferLearn(), ok.Prune(0.5, exclude=["head"])]).check(model, data)
+    with pytest.raises(ok.PipelineError, match=r"no layers \['classes'\]"):
+        ok.Pipeline([ok.TransferLearn(), ok.Prune(0.5, exclude=["classes"])]).check(model, data)
+    with pytest.raises(ok.PipelineError, match=r"no layers \['typo'\]"):
+        ok.Pipeline([ok.TransferLearn(model), ok.Prune(exclude=["typo"])]).check(model, data)
+    inner = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3)], name="inner")
+    nested = keras.Sequential(
+        [keras.Input((8, 8, 1)), inner, keras.layers.Flatten(), keras.layers.Dense(10)]
+    )
+    result = ok.Pipeline([ok.TransferLearn(epochs=1, unfreeze=5), ok.Prune(0.5, 1)]).run(
+        nested, data
+    )
+    assert result.report.final.sparsity == pytest.approx(0.5, abs=0.01)
+
+
+def test_one_hot_targets_of_unknown_width_are_not_widened_again():
+    import tensorflow as tf
+
+    x, y = digits(100).train
+    one_hot = np.eye(10)[y].astype("float32")
+
+    def widthless(a, b):
+        (b,) = tf.py_function(lambda v: [v], [b], [tf.float32])
+        return a, b
+
+    stream = tf.data.Dataset.from_tensor_slices((x, one_hot)).batch(10).map(widthless)
+
+    def samples():
+        yield from zip(x, one_hot, strict=True)
+
+    for train, steps in ((stream, None), (samples, 3)):
+        data = Data(
+            train=train,
+            validation=(x, one_hot),
+            test=(x, one_hot),
+            steps=steps and {"train": steps},
+        )
+        result = ok.Pipeline([ok.LabelSmooth(), ok.FineTune(1)]).run(small_model(), data)
+        assert result.report.final.accuracy is not None
+
+
+def test_batches_padded_to_their_own_length():
+    import tf_keras as keras
+
+    model = keras.Sequential(
+        [
+            keras.Input((None,), dtype="int32"),
+            keras.layers.Embedding(10, 4),
+            keras.layers.GlobalAveragePooling1D(),
+            keras.layers.Dense(2, activation="softmax"),
+        ]
+    )
+
+    class Padded(keras.utils.Sequence):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, i):
+            return np.full((8, 5 + i), i, "int32"), np.arange(8) % 2
+
+    data = Data(train=Padded(), validation=Padded(), test=Padded())
+    assert ok.Pipeline([ok.FineTune(1)]).run(model, data).report.final.samples == 32
+
+
+def test_a_stream_that_breaks_is_said():
+    x, y = digits(100).train
+
+    def breaking():
+        yield x[:10], y[:10]
+        raise RuntimeError("disk gone")
+
+    data = Data(train=(x, y), test=breaking, steps={"test": 5})
+    with pytest.raises(ok.DataError, match="Reading `test` failed"):
+        ok.Pipeline([ok.FineTune(1)]).run(small_model(), data)
+
+
+@pytest.mark.parametrize("item", [ok.Prune(), ok.QuantizeINT8()], ids=["Prune", "QuantizeINT8"])
+def test_mixed_precision_is_refused_before_anything_trains(item, data):
+    import tf_keras as keras
+
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        model = keras.Sequential(
+            [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)]
+        )
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    with pytest.raises(ok.PipelineError, match="mixed precision"):
+        ok.Pipeline([item]).check(model, data)
+
+
+def test_schedules_of_compiled_optimizers(data):
+    import tf_keras as keras
+
+    class Bare(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step):
+            return 0.1
+
+    model = small_model()
+    model.compile(keras.optimizers.Adam(Bare()), "sparse_categorical_crossentropy")
+    with pytest.raises(ok.PipelineError, match="no `get_config"):
+        ok.Pipeline([ok.FineTune(1)]).check(model, data)
+
+    falling = keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.1)
+    rates = []
+
+    class Rates(ok.RecipePass):
+        """Writes down the learning rate of every epoch."""
+
+        def amend(self, recipe):
+            class See(keras.callbacks.Callback):
+                def on_epoch_end(self, epoch, logs=None):
+                    rates.append(float(self.model.optimizer.learning_rate))
+
+            return recipe.amended(callbacks=See)
+
+    for optimizer in (keras.optimizers.SGD(falling), keras.optimizers.legacy.SGD(falling)):
+        rates.clear()
+        model.compile(optimizer, "sparse_categorical_crossentropy")
+        ok.Pipeline([Rates(), ok.SWA(2)]).run(model, data)
+        assert rates == pytest.approx([0.1, 0.1]), "the rate stays up"
+
+
+def test_a_result_of_transfer_can_be_transferred_again():
+    data = digits(100)
+    import tf_keras as keras
+
+    image = keras.Input((12, 12, 3))
+    backbone = keras.Model(image, keras.layers.Conv2D(4, 3, name="features")(image))
+    settings = {"epochs": 1, "fine_tune_epochs": 0}
+    once = ok.Pipeline([ok.TransferLearn(backbone, **settings)]).run(small_model(), data)
+    ok.Pipeline([ok.TransferLearn(once.model, **settings, input_size=8)]).run(small_model(), data)
+    wide = keras.Sequential(
+        [keras.Input((10, 10, 1)), keras.layers.Flatten(), keras.layers.Dense(10)]
+    )
+    x = np.random.default_rng(0).random((40, 10, 10, 1)).astype("f")
+    other = Data(train=(x, np.arange(40) % 10))
+    ok.Pipeline([ok.TransferLearn(once.model, **settings)]).check(wide, other)
+
+
+def test_augmentation_that_changes_shapes_is_refused(data):
+    import tf_keras as keras
+
+    for item in (keras.layers.Resizing(10, 10), lambda x: x[0]):
+        with pytest.raises(ok.PipelineError, match="must keep the shape"):
+            ok.Pipeline([ok.Augment([item]), ok.FineTune()]).check(small_model(), data)
+
+
+def test_what_was_finished_is_kept_where_measuring_fails(trained, data, monkeypatch):
+    from optkit.measure import Meter
+
+    measure, calls = Meter.measure, []
+
+    def failing(self, artifact):
+        calls.append(artifact)
+        if len(calls) == 2:
+            raise RuntimeError("cannot measure")
+        return measure(self, artifact)
+
+    monkeypatch.setattr(Meter, "measure", failing)
+    with pytest.raises(ok.PassError, match="cannot measure") as caught:
+        ok.Pipeline([ok.FineTune(1)]).run(trained, data)
+    assert list(caught.value.stages) == ["FineTune"]
+    assert caught.value.artifact is caught.value.stages["FineTune"]
+
+
+def test_training_accuracy_is_counted_against_hard_labels(dense):
+    import tf_keras as keras
+
+    seen = []
+
+    class Watch(ok.RecipePass):
+        """Keeps the training metric."""
+
+        def amend(self, recipe):
+            class See(keras.callbacks.Callback):
+                def on_epoch_end(self, epoch, logs=None):
+                    seen.append(logs["metric"])
+
+            return recipe.amended(callbacks=See)
+
+    x = np.random.default_rng(0).normal(size=(200, 4)).astype("float32")
+    y = (x[:, 0] > 0).astype("int64")
+    data = Data(train=(x, y), test=(x, y))
+    ok.Pipeline([ok.LabelSmooth(0.2), Watch(), ok.FineTune(20, 0.02)]).run(
+        dense(1, "sigmoid"), data
+    )
+    assert max(seen) > 0.9

@@ -108,6 +108,68 @@ def test_any_metric_that_is_a_mean_over_samples_is_taken(dense):
     assert metric.per_sample(CLASSES, outputs).tolist() == [1, 0, 1, 1]
 
 
+def test_a_perfect_model_has_no_error_whatever_the_shape_of_targets(dense):
+    import tf_keras
+
+    model = dense(
+        1,
+        "linear",
+        optimizer="sgd",
+        loss="mse",
+        metrics=[tf_keras.metrics.MeanAbsolutePercentageError(name="anything")],
+    )
+    metric = infer_metric(model, infer_task(model, VALUES))
+    assert (metric.name, metric.higher_is_better) == ("anything", False)
+    assert metric.per_sample(VALUES, VALUES[:, None]) == pytest.approx([0.0] * 4)
+
+
+@pytest.mark.parametrize(
+    ("given", "higher"),
+    [
+        ("mape", False),
+        ("cosine_similarity", True),
+        ("log_cosh", False),
+        ("sparse_top_k_categorical_accuracy", True),
+    ],
+)
+def test_the_direction_comes_from_the_function(dense, given, higher):
+    import tf_keras
+
+    name = "logcosh" if given == "log_cosh" else given
+    item = tf_keras.metrics.LogCoshError() if given == "log_cosh" else name
+    model = dense(3, "linear", optimizer="sgd", loss="mse", metrics=[item])
+    targets = np.ones((4, 3)) * 0.3
+    metric = infer_metric(model, infer_task(model, targets))
+    assert metric.higher_is_better is higher
+    assert metric.source == "compiled model"
+
+
+def test_a_function_without_a_direction_is_passed_over(dense):
+    def my_score(y_true, y_pred):
+        return y_pred[:, 0]
+
+    model = dense(1, "linear", optimizer="sgd", loss="mse", metrics=[my_score])
+    metric = infer_metric(model, infer_task(model, VALUES))
+    assert metric.name == "mean_absolute_error"
+    assert "my_score" in metric.note
+
+
+def test_classification_with_focal_or_own_losses(dense):
+    import tf_keras
+
+    focal = tf_keras.losses.CategoricalFocalCrossentropy(from_logits=True)
+    task = infer_task(dense(3, "linear", optimizer="sgd", loss=focal), ONE_HOT)
+    assert (task.kind, task.from_logits) == ("multiclass", True)
+
+    def own(y_true, y_pred):
+        return tf_keras.losses.categorical_crossentropy(y_true, y_pred, from_logits=True)
+
+    for kind, targets in (("multiclass", ONE_HOT), ("multilabel", LABELS)):
+        model = dense(3, "linear", optimizer="sgd", loss=own, metrics=["accuracy"])
+        task = infer_task(model, targets)
+        assert (task.kind, task.from_logits) == (kind, True)
+
+
 def test_a_metric_that_is_no_mean_is_passed_over_and_said(dense):
     import tf_keras
 

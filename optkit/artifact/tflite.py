@@ -42,8 +42,7 @@ class TensorPort:
 
     def quantize(self, values: np.ndarray) -> np.ndarray:
         """Floats on the model's scale to stored numbers, rounded and clipped."""
-        already = values.dtype == self.dtype and values.dtype.kind in "iu"
-        if not self.scale or already:
+        if not self.scale:
             return values.astype(self.dtype, copy=False)
         limits = np.iinfo(self.dtype)
         stored = np.round(values.astype(np.float32) / np.float32(self.scale)) + self.zero_point
@@ -60,8 +59,7 @@ class TFLiteArtifact(Artifact):
     """A TFLite flatbuffer. Runs through LiteRT; saved as ``.tflite``.
 
     A full-integer file takes and gives integers; `predict` quantizes inputs and dequantizes
-    outputs, so that it takes and gives the same numbers as the model it was made from. Integers of
-    the stored type are taken for already quantized.
+    outputs, so that it takes and gives the same numbers as the model it was made from.
 
     Args:
         content: The bytes of the file.

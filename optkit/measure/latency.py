@@ -71,6 +71,7 @@ class LatencyProcess:
         self._sample = sample
         self._folder = tempfile.TemporaryDirectory(prefix="optkit-")
         self._process: subprocess.Popen[str] | None = None
+        self._failure = ""
         self._log = Path(self._folder.name) / "worker.log"
 
     def __enter__(self) -> LatencyProcess:
@@ -103,6 +104,10 @@ class LatencyProcess:
 
     def close(self) -> None:
         """Ends the process and removes its files."""
+        self._end()
+        self._folder.cleanup()
+
+    def _end(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             process.kill()  # it holds nothing worth an orderly end, which takes TensorFlow seconds
@@ -110,12 +115,14 @@ class LatencyProcess:
             for pipe in _pipes(process):
                 with contextlib.suppress(OSError):
                     pipe.close()
-        self._folder.cleanup()
 
     def _ask(self, **request: Any) -> dict[str, Any]:
+        if self._failure:
+            raise OptkitError(self._failure)
         self.start()
         process = self._process
-        assert process is not None
+        if process is None:
+            raise AssertionError("not started")
         stdin, stdout = _pipes(process)
         try:
             stdin.write(json.dumps(request) + "\n")
@@ -128,7 +135,10 @@ class LatencyProcess:
             status = process.poll()
             reason = f"exit status {status}" if status is not None else "no answer in time"
             last_words = " ".join(self._log.read_text(errors="replace").split()[-30:])
-            raise OptkitError(f"The measuring process failed ({reason}): {last_words}")
+            # A late answer would be taken for that to the next question: no more questions.
+            self._failure = f"The measuring process failed ({reason}): {last_words}"
+            self._end()
+            raise OptkitError(self._failure)
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise OptkitError(f"The measuring process could not do it: {answer['error']}")
@@ -173,7 +183,12 @@ class LatencyProcess:
         module.run = inference_function(
             artifact.model, batch=1, shapes=tuple(value.shape[1:] for value in inputs)
         )
-        tf.saved_model.save(module, str(path))
+        try:
+            tf.saved_model.save(module, str(path))
+        except AssertionError:
+            # The model holds more than variables (lookup tables): let Keras list it, which is slow.
+            module.model = artifact.model
+            tf.saved_model.save(module, str(path))
         return inputs
 
     def unload(self, key: str) -> None:

@@ -9,11 +9,10 @@ import numpy as np
 
 from optkit.artifact import Artifact
 from optkit.data import BoundData, Split, first_leaf
-from optkit.errors import OptkitError
 from optkit.measure.accuracy import Scores, score
 from optkit.measure.latency import LatencyProcess
 from optkit.measure.measurement import Comparison, Measurement
-from optkit.measure.statistics import mean_interval, paired_change
+from optkit.measure.statistics import mean_interval, paired_change, unpaired_change
 from optkit.metric import Metric
 from optkit.task import Task
 
@@ -55,6 +54,7 @@ class Meter:
         self.notes: list[str] = []
         self._baseline: Scores | None = None
         self._process: LatencyProcess | None = None
+        self._baseline_loaded = False
         self._stages = 0
 
     def __enter__(self) -> Meter:
@@ -100,7 +100,14 @@ class Meter:
                 "per_class": self._named(scores.per_class),
             }
             if self._baseline is not None:
-                change, interval = paired_change(self._baseline.values, scores.values)
+                paired = self._baseline.order == scores.order
+                if not paired:
+                    notes.append(
+                        f"`{split.name}` came in another order than for the baseline, so the "
+                        "change is not taken sample by sample: give it without `.shuffle()`"
+                    )
+                compare = paired_change if paired else unpaired_change
+                change, interval = compare(self._baseline.values, scores.values)
                 against |= {"accuracy_change": change, "accuracy_change_ci": interval}
         decisive = self.data.validation
         if decisive is None or decisive is split:
@@ -114,7 +121,7 @@ class Meter:
         if self._process is not None:
             try:
                 self._time(artifact, is_baseline, figures, against)
-            except OptkitError as error:
+            except Exception as error:
                 # A figure that could not be had is missing from the report; the run goes on.
                 _LOG.warning("latency not measured: %s", error)
                 notes.append(f"latency not measured: {error}")
@@ -131,10 +138,14 @@ class Meter:
         key = _BASELINE if is_baseline else f"stage-{self._stages}"
         self._process.load(key, artifact)
         if is_baseline:
+            self._baseline_loaded = True
             latency = self._process.time(key)
         else:
-            latency, speedup = self._process.time_against(key, _BASELINE)
-            against |= {"speedup": speedup.ratio, "speedup_ci": speedup.ci}
+            if self._baseline_loaded:
+                latency, speedup = self._process.time_against(key, _BASELINE)
+                against |= {"speedup": speedup.ratio, "speedup_ci": speedup.ci}
+            else:
+                latency = self._process.time(key)
             self._process.unload(key)
         figures |= {
             "latency_ms": latency.median_ms,

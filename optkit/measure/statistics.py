@@ -14,6 +14,7 @@ __all__ = [
     "mean_interval",
     "mean_ratio",
     "paired_change",
+    "unpaired_change",
     "wilson",
 ]
 
@@ -91,6 +92,13 @@ def mean_interval(values: np.ndarray) -> Interval:
     if is_binary(values):
         return wilson(float(np.sum(values)), len(values))
     return bootstrap_mean(values)
+
+
+def unpaired_change(before: np.ndarray, after: np.ndarray) -> tuple[float, Interval]:
+    """Change of a mean between samples that do not belong together one by one (normal interval)."""
+    change = float(np.mean(after, dtype=np.float64) - np.mean(before, dtype=np.float64))
+    half = _Z * math.sqrt(np.var(before) / len(before) + np.var(after) / len(after))
+    return change, (change - half, change + half)
 
 
 def paired_change(before: np.ndarray, after: np.ndarray) -> tuple[float, Interval]:

@@ -12,7 +12,7 @@ from typing import Any
 from optkit import _validate
 from optkit.base import RecipePass
 from optkit.context import Setting
-from optkit.data import Split
+from optkit.data import Split, first_leaf
 from optkit.errors import ArgumentTypeError, PipelineError
 from optkit.images import ValueRange, value_range
 from optkit.recipe import Recipe
@@ -321,6 +321,19 @@ class Augment(RecipePass):
             )
         if isinstance(self.policy, str):
             value_range(split, self.value_range)
+            return
+        tf = tensorflow()
+        images = tf.convert_to_tensor(first_leaf(split.head(2)[0]))
+        run = _Listed(tuple(self.policy)).prepare(split, 0)
+        try:
+            out = run(images, tf.constant([0, 0], tf.int64))
+        except Exception as error:
+            raise PipelineError(f"`policy` fails on a batch of two images: {error}") from error
+        if tuple(out.shape) != tuple(images.shape):
+            raise PipelineError(
+                f"`policy` turns a batch of shape {tuple(images.shape)} into {tuple(out.shape)}; "
+                "augmentation must keep the shape that the model takes."
+            )
 
     def amend(self, recipe: Recipe) -> Recipe:
         """Adds to ``augment``."""

@@ -123,6 +123,7 @@ class Prune(TrainPass):
 
     def check(self, setting: Setting) -> None:
         """Refuses models within models, unknown layer names, models with nothing to prune."""
+        setting.require_float32()
         if setting.model is not None:
             self._targets(setting.model)
 

@@ -66,6 +66,7 @@ class QuantizeINT8(ConvertPass):
         model = setting.model
         if model is None:
             return
+        setting.require_float32()
         recurrent = recurrent_layers(model)
         if recurrent:
             raise PipelineError(

@@ -11,9 +11,10 @@ from optkit import _validate
 from optkit.base import TrainPass
 from optkit.context import Context, Setting
 from optkit.errors import PipelineError
+from optkit.models import is_compiled
 from optkit.recipe import Recipe
 from optkit.runtime import tf_keras
-from optkit.training import check_optimizer
+from optkit.training import check_optimizer, initial_learning_rate
 
 __all__ = ["SWA", "RunningMean", "cyclic_learning_rate"]
 
@@ -126,6 +127,15 @@ class SWA(TrainPass):
         """Refuses a model with nothing to train."""
         setting.require_trainable()
 
+    def _rate(self, recipe: Recipe, context: Context) -> float | None:
+        """A number, as the rate must stay up: a compiled schedule counts by its first rate."""
+        chosen = self.optimizer if self.optimizer is not None else recipe.optimizer
+        if chosen is None and is_compiled(context.model):
+            chosen = context.model.optimizer
+        if self.learning_rate is not None or chosen is None or isinstance(chosen, str):
+            return self.learning_rate
+        return initial_learning_rate(chosen)
+
     def train(self, model: Any, recipe: Recipe, context: Context) -> Any:
         """Trains, averages, re-estimates batch normalization."""
         mean = RunningMean()
@@ -139,7 +149,7 @@ class SWA(TrainPass):
             model,
             recipe,
             epochs=self.epochs,
-            learning_rate=self.learning_rate,
+            learning_rate=self._rate(recipe, context),
             optimizer=self.optimizer,
             callbacks=callbacks,
         )

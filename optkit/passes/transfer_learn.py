@@ -17,11 +17,11 @@ from optkit.context import Context, Setting
 from optkit.errors import ArgumentTypeError, ModelError, PipelineError
 from optkit.images import ValueRange, value_range
 from optkit.models import (
-    batch_norms,
     check_treatable,
     clone,
     final_activation,
     flat_copy,
+    is_batch_norm,
     signature,
 )
 from optkit.recipe import Recipe
@@ -166,20 +166,22 @@ class TransferLearn(TrainPass):
         """Whether the backbone is another than the model that comes in."""
         return self.backbone is not None
 
-    def check(self, setting: Setting) -> None:
+    def check(self, setting: Setting) -> Any:
         """Builds the model once, so that whatever cannot fit is said before anything trains."""
         if setting.model is None:
-            return
-        self._build(setting.model, setting.data.train, setting.task)
+            return None
+        built, body, _ = self._build(setting.model, setting.data.train, setting.task)
+        _freeze(body)
+        if self.fine_tune_epochs:
+            self._thaw(body)
+        return built
 
     def train(self, model: Any, recipe: Recipe, context: Context) -> Any:
         """Builds the model and trains it in two stages."""
         built, body, notes = self._build(model, context.data.train, context.task)
         for note in notes:
             context.note(note)
-        norms = {id(layer) for layer in batch_norms(built)}
-        for layer in body:
-            layer.trainable = False
+        _freeze(body)
         context.fit(
             built,
             recipe,
@@ -189,10 +191,7 @@ class TransferLearn(TrainPass):
             patience=self.patience,
         )
         if self.fine_tune_epochs:
-            thawed = [layer for layer in body if layer.weights and id(layer) not in norms]
-            thawed = thawed[-self.unfreeze :]
-            for layer in thawed:
-                layer.trainable = True
+            thawed = self._thaw(body)
             plural = "s" * (len(thawed) != 1)
             context.note(f"stage two trained the last {len(thawed)} layer{plural} of the backbone")
             context.fit(
@@ -204,6 +203,13 @@ class TransferLearn(TrainPass):
                 patience=self.patience,
             )
         return built
+
+    def _thaw(self, body: list[Any]) -> list[Any]:
+        """Makes the last layers of the backbone trainable, batch normalization left out."""
+        thawed = [layer for layer in body if layer.weights and not is_batch_norm(layer)]
+        for layer in thawed[-self.unfreeze :]:
+            layer.trainable = True
+        return thawed[-self.unfreeze :]
 
     def _build(self, incoming: Any, split: Any, task: Task) -> tuple[Any, list[Any], list[str]]:
         """The flat model with its new head, the layers of the backbone, and what to say of it."""
@@ -245,7 +251,10 @@ class TransferLearn(TrainPass):
         backbone, kind = self._backbone_for(tuple(tensor.shape[1:]))
         wanted = signature(backbone).inputs[0].shape[1:]
         if len(wanted) == 3 and len(tensor.shape) == 4:
-            tensor = self._prepare_images(tensor, wanted, kind, split, notes)
+            taken = {layer.name for layer in backbone.layers}
+            tensor = self._prepare_images(
+                tensor, wanted, kind, split=split, notes=notes, taken=taken
+            )
         fits = len(wanted) == len(tensor.shape) - 1 and all(
             a is None or b is None or a == b for a, b in zip(wanted, tensor.shape[1:], strict=True)
         )
@@ -315,15 +324,17 @@ class TransferLearn(TrainPass):
         tensor: Any,
         wanted: tuple[int | None, ...],
         kind: str | None,
+        *,
         split: Any,
         notes: list[str],
+        taken: set[str],
     ) -> Any:
         """Brings the user's raw images to what the backbone expects, inside the model."""
         keras = tf_keras()
         layers = keras.layers
         built_in = _is_application(self.backbone) and preprocessing_of(self.backbone) is None
         if tensor.dtype.name != "float32":
-            tensor = layers.Rescaling(1.0, name="to_float")(tensor)
+            tensor = layers.Rescaling(1.0, name=_free("to_float", taken))(tensor)
         if kind is not None or built_in:
             values = value_range(split)
             scale, offset = _rescaling(kind, values)
@@ -334,21 +345,16 @@ class TransferLearn(TrainPass):
         size = (self.input_size, self.input_size) if self.input_size else tuple(wanted[:2])
         if None not in size and tuple(tensor.shape[1:3]) != size:
             notes.append(f"images resized to {size[0]}x{size[1]}")
-            tensor = layers.Resizing(*size, name="resize")(tensor)
+            tensor = layers.Resizing(*size, name=_free("resize", taken))(tensor)
         if wanted[2] == 3 and tensor.shape[3] == 1:
             notes.append("gray images repeated to three channels")
-            tensor = layers.Concatenate(name="to_colour")([tensor, tensor, tensor])
+            tensor = layers.Concatenate(name=_free("to_colour", taken))([tensor, tensor, tensor])
         if kind is not None or built_in:
-            tensor = _preprocess_layer(kind, scale, offset)(tensor)
+            tensor = _preprocess_layer(kind, scale, offset, _free("preprocess", taken))(tensor)
         return tensor
 
     def _head(self, features: Any, task: Task, incoming: Any, taken: set[str]) -> Any:
         layers = tf_keras().layers
-
-        def free(name: str) -> str:
-            while name in taken:
-                name += "_new"
-            return name
 
         rank = len(features.shape)
         if rank > 2:
@@ -357,12 +363,19 @@ class TransferLearn(TrainPass):
                 4: layers.GlobalAveragePooling2D,
                 5: layers.GlobalAveragePooling3D,
             }[rank]
-            features = pooling(name=free("head_pooling"))(features)
-        features = layers.Dropout(self.dropout, name=free("head_dropout"))(features)
+            features = pooling(name=_free("head_pooling", taken))(features)
+        features = layers.Dropout(self.dropout, name=_free("head_dropout", taken))(features)
         activation = final_activation(incoming)
         if activation not in ("softmax", "sigmoid") or task.kind == "regression":
             activation = "linear"
-        return layers.Dense(task.outputs, activation=activation, name=free("head"))(features)
+        return layers.Dense(task.outputs, activation=activation, name=_free("head", taken))(
+            features
+        )
+
+
+def _freeze(layers: list[Any]) -> None:
+    for layer in layers:
+        layer.trainable = False
 
 
 def _check_backbone(backbone: Any) -> None:
@@ -424,13 +437,20 @@ def _rescaling(kind: str | None, values: ValueRange) -> tuple[Any, Any]:
     return 255 * unit, 255 * start
 
 
-def _preprocess_layer(kind: str | None, scale: Any, offset: Any) -> Any:
+def _free(name: str, taken: set[str]) -> str:
+    """A name that no layer has yet: the backbone may be a result of this very pass."""
+    while name in taken:
+        name += "_new"
+    return name
+
+
+def _preprocess_layer(kind: str | None, scale: Any, offset: Any, name: str) -> Any:
     layers = tf_keras().layers
     if kind != "caffe":
-        return layers.Rescaling(scale, offset, name="preprocess")
+        return layers.Rescaling(scale, offset, name=name)
     # Blue first: a fixed 1x1 convolution swaps, scales and shifts the channels at once, and, other
     # than slicing, can be saved and quantized.
-    swap = layers.Conv2D(3, 1, name="preprocess", trainable=False)
+    swap = layers.Conv2D(3, 1, name=name, trainable=False)
     swap.build((None, None, None, 3))
     swap.set_weights([np.fliplr(np.eye(3))[None, None] * np.array(scale), np.array(offset)])
     return swap
