@@ -351,12 +351,23 @@ class Split(abc.ABC):
                 break
         return low, high
 
+    def targets(self, count: int) -> np.ndarray:
+        """The targets of the first samples, at least ``count`` if there are so many."""
+        found: list[np.ndarray] = []
+        for _, y in self.iterate():
+            found.append(y)
+            if sum(len(part) for part in found) >= count:
+                break
+        return np.concatenate(found)
+
     def head(self, count: int) -> tuple[Any, np.ndarray]:
-        """The first samples, at most ``count``."""
+        """The first samples, at most ``count``; fewer where later batches have other shapes."""
         xs: list[Any] = []
         ys: list[np.ndarray] = []
         seen = 0
         for x, y in self.iterate():
+            if xs and first_leaf(x).shape[1:] != first_leaf(xs[0]).shape[1:]:
+                break
             xs.append(x)
             ys.append(y)
             seen += len(y)

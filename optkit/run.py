@@ -96,7 +96,7 @@ def prepare(steps: Steps, model: Any, data: Data, loss: Any) -> Prepared:
 
 def _targets(split: Split) -> np.ndarray:
     """All targets of arrays; of a stream the first ones, as reading it whole may take long."""
-    return split.y if isinstance(split, ArraySplit) else split.head(_TARGETS_LOOKED_AT)[1]
+    return split.y if isinstance(split, ArraySplit) else split.targets(_TARGETS_LOOKED_AT)
 
 
 def _check_passes(prepared: Prepared, model: Any) -> None:

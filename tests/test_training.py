@@ -42,6 +42,8 @@ def blobs(n=60, seed=0):
 class _Recorder:
     """Parts of a recipe that write down in which order they act, and on what."""
 
+    stateless = False  # one batch after the other
+
     def __init__(self):
         self.seen: list[tuple[str, Any]] = []
 
