@@ -48,19 +48,21 @@ def convert_to_tflite(
     """
     tf = tensorflow()
     function = inference_function(model, batch=None, shapes=input_shapes)
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()])
-    if representative is not None:
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = representative
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        float_inputs = all(info.dtype.startswith("float") for info in signature(model).inputs)
-        if io == "int8":
-            converter.inference_output_type = tf.int8
-            if float_inputs:
-                converter.inference_input_type = tf.int8
     with warnings.catch_warnings(), _without(_DEPRECATED_PATH):
         # Says that no statistics were given by hand; they come from the representative samples.
         warnings.filterwarnings("ignore", message="Statistics for quantized inputs were expected")
+        converter = tf.lite.TFLiteConverter.from_concrete_functions(
+            [function.get_concrete_function()]
+        )
+        if representative is not None:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.representative_dataset = representative
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+            inputs = signature(model).inputs
+            if io == "int8":
+                converter.inference_output_type = tf.int8
+                if all(info.dtype.startswith("float") for info in inputs):
+                    converter.inference_input_type = tf.int8
         content = converter.convert()
     return _with_signature(content, signature(model))
 

@@ -158,3 +158,12 @@ def test_the_frozen_path_gives_what_the_stock_converter_gives(flat):
     x = images(20)
     assert np.array_equal(stock.predict(x), artifact.predict(x))
     assert artifact.size_bytes == pytest.approx(stock.size_bytes, rel=0.05)
+
+
+def test_converting_is_quiet_in_the_log(caplog):
+    import logging
+
+    caplog.set_level(logging.DEBUG, "absl")
+    convert_to_tflite(small_model())
+    assert not [record for record in caplog.records if "trackable_obj" in record.getMessage()]
+    assert not logging.getLogger("absl").filters

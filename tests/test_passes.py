@@ -1104,3 +1104,18 @@ def test_training_accuracy_is_counted_against_hard_labels(dense):
         dense(1, "sigmoid"), data
     )
     assert max(seen) > 0.9
+
+
+def test_a_backbone_runs_at_another_size_where_its_layers_allow(data):
+    import tf_keras as keras
+
+    image = keras.Input((12, 12, 1))
+    maps = keras.layers.Conv2D(4, 3, name="conv")(image)
+    pooled = keras.Model(image, keras.layers.GlobalAveragePooling2D()(maps))
+    flat = keras.layers.Dense(3, activation="relu")(keras.layers.Flatten()(maps))
+    fixed = keras.Model(image, flat)
+    settings = {"epochs": 1, "fine_tune_epochs": 0, "input_size": 9}
+    result = ok.Pipeline([ok.TransferLearn(pooled, **settings)]).run(small_model(), data)
+    assert "images resized to 9x9" in result.report.rows[0].notes
+    with pytest.raises(ok.PipelineError, match="does not run on inputs of shape"):
+        ok.Pipeline([ok.TransferLearn(fixed, **settings)]).check(small_model(), data)

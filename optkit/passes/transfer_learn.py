@@ -90,8 +90,9 @@ class TransferLearn(TrainPass):
         preprocessing: What the backbone expects of pixels: ``"tf"`` (-1 to 1), ``"torch"``
             (ImageNet mean and deviation), ``"caffe"`` (blue first, mean subtracted), ``None`` for
             the values as they come, or ``"auto"``: by name, else as they come.
-        input_size: Height and width to resize images to; ``None`` for the backbone's own size if
-            it has one, else the data's, at least the smallest that the application allows.
+        input_size: Height and width to resize images to, also where the backbone was built for
+            another size, as far as its layers allow; ``None`` for the backbone's own size if it has
+            one, else the data's, at least the smallest that the application allows.
         optimizer: As in `FineTune`; ``None`` for the recipe's, else the compiled class, else AdamW.
         patience: Epochs of a stage without a better validation metric after which it stops, best
             weights restored; ``None`` trains all epochs and keeps the last weights.
@@ -255,15 +256,22 @@ class TransferLearn(TrainPass):
             tensor = self._prepare_images(
                 tensor, wanted, kind, split=split, notes=notes, taken=taken
             )
-        fits = len(wanted) == len(tensor.shape) - 1 and all(
-            a is None or b is None or a == b for a, b in zip(wanted, tensor.shape[1:], strict=True)
-        )
-        if not fits:
+        got = tuple(tensor.shape[1:])
+        same_rank = len(wanted) == len(got)
+        if self.input_size and same_rank:
+            wanted = (*got[:2], *wanted[2:])  # convolutions run at other sizes than built for
+        if not same_rank or any(
+            None not in (a, b) and a != b for a, b in zip(wanted, got, strict=True)
+        ):
             raise PipelineError(
-                f"The backbone takes inputs of shape {wanted}, and the data have shape "
-                f"{tuple(tensor.shape[1:])}."
+                f"The backbone takes inputs of shape {wanted}, and the data have shape {got}."
             )
-        features, body = flat_copy(backbone, [tensor])
+        try:
+            features, body = flat_copy(backbone, [tensor])
+        except ValueError as error:
+            raise PipelineError(
+                f"The backbone {backbone.name!r} does not run on inputs of shape {got}: {error}"
+            ) from error
         classifier = final_activation(backbone) in ("softmax", "sigmoid")
         return features, list(body), classifier
 
