@@ -104,6 +104,25 @@ def hand_written(
         (x_validation, keras.utils.to_categorical(y_validation, CLASSES))
     ).batch(BATCH)
 
+    def reestimate(model: Any) -> None:
+        # Batch normalization forgets at once, so that after each batch it holds that batch's moments.
+        norms = [
+            layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)
+        ]
+        momenta = [layer.momentum for layer in norms]
+        for layer in norms:
+            layer.momentum = 0.0
+        moments = [np.zeros((2, layer.moving_mean.shape[0])) for layer in norms]
+        forward = tf.function(lambda images: model(images, training=True), reduce_retracing=True)
+        for images, _ in raw:
+            forward(images)
+            for total, layer in zip(moments, norms, strict=True):
+                total += (layer.moving_mean.numpy(), layer.moving_variance.numpy())
+        for total, layer, momentum in zip(moments, norms, momenta, strict=True):
+            layer.moving_mean.assign(total[0] / steps)
+            layer.moving_variance.assign(total[1] / steps)
+            layer.momentum = momentum
+
     def compiled(model: Any, optimizer: Any) -> Any:
         loss = keras.losses.CategoricalCrossentropy(label_smoothing=0.1)
         model.compile(optimizer, loss, metrics=["accuracy"])
@@ -150,21 +169,7 @@ def hand_written(
     )
     epochs["SWA"] = len(history.epoch)
     model.set_weights([total / (SWA_EPOCHS - 1) for total in sums])
-    # Batch normalization forgets at once, so that after each batch it holds that batch's moments.
-    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
-    momenta = [layer.momentum for layer in norms]
-    for layer in norms:
-        layer.momentum = 0.0
-    moments = [np.zeros((2, layer.moving_mean.shape[0])) for layer in norms]
-    forward = tf.function(lambda images: model(images, training=True), reduce_retracing=True)
-    for images, _ in raw:
-        forward(images)
-        for total, layer in zip(moments, norms, strict=True):
-            total += (layer.moving_mean.numpy(), layer.moving_variance.numpy())
-    for total, layer, momentum in zip(moments, norms, momenta, strict=True):
-        layer.moving_mean.assign(total[0] / steps)
-        layer.moving_variance.assign(total[1] / steps)
-        layer.momentum = momentum
+    reestimate(model)
     seconds["SWA"] = time.perf_counter() - began
 
     # Magnitude pruning of the layers with kernels, as tfmot's guide has it.
@@ -190,6 +195,7 @@ def hand_written(
     )
     epochs["Prune"] = len(history.epoch)
     model = tfmot.sparsity.keras.strip_pruning(wrapped)
+    reestimate(model)
     seconds["Prune"] = time.perf_counter() - began
 
     # Full-integer quantization by way of a frozen function, the quick way: see `conversion`.

@@ -84,6 +84,8 @@ def _collecting_copy(
                     tf.Variable(tf.zeros(shape, tf.float64), trainable=False),
                 )
 
+        # There is no control flow to convert, and looking for some takes a while.
+        @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
         def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
             values = tf.cast(inputs, tf.float32)
             mean, variance = tf.nn.moments(values, self._over)
