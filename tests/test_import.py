@@ -14,7 +14,7 @@ import optkit
 
 PACKAGE = Path(optkit.__file__).parent
 
-#: Each module may import only what stands above it. docs/architecture.md shows the same list.
+#: Each module may import only what stands above it; docs/architecture.md says what each holds.
 ORDER = [
     "errors",
     "_validate",
