@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from optkit.data import Split
-from optkit.models import batch_norms, clone
-from optkit.runtime import tensorflow, tf_keras
+from optkit.models import batch_norms
+from optkit.runtime import tensorflow
 
 __all__ = ["reestimate_batch_norm"]
 
@@ -30,84 +30,100 @@ def reestimate_batch_norm(
         The names of the layers that were re-estimated.
     """
     tf = tensorflow()
-    chosen = {layer.name for layer in batch_norms(model) if include_frozen or layer.trainable}
+    chosen = [layer for layer in batch_norms(model) if include_frozen or layer.trainable]
     if not chosen:
         return ()
-    collected: dict[str, tuple[Any, Any, Any]] = {}
-    twin = clone(model, replace=lambda layer: _collecting_copy(layer, chosen, collected))
-    twin.set_weights(model.get_weights())
-    names = twin.input_names
+    moments = [_Moments(layer) for layer in chosen]
+    names = model.input_names
 
     def run(x: Any) -> None:
         inputs = [x[name] for name in names] if isinstance(x, dict) else x
         tensors = [
             tf.cast(tensor, wanted.dtype) if tensor.dtype != tf.string else tensor
-            for tensor, wanted in zip(tf.nest.flatten(inputs), twin.inputs, strict=True)
+            for tensor, wanted in zip(tf.nest.flatten(inputs), model.inputs, strict=True)
         ]
-        twin(tensors[0] if len(tensors) == 1 else tensors, training=False)
+        model(tensors[0] if len(tensors) == 1 else tensors, training=False)
 
     batches = split.training_batches(seed).take(split.steps)
     # The signature covers the short last batch; there is no Python control flow to convert.
     step = tf.function(run, input_signature=[batches.element_spec[0]], autograph=False)
-    for x, _ in batches:
-        step(x)
-    for layer in batch_norms(model):
-        if layer.name in collected:
-            count, mean, squares = collected[layer.name]
-            layer.moving_mean.assign(tf.cast(mean, layer.moving_mean.dtype))
-            layer.moving_variance.assign(tf.cast(squares / count, layer.moving_variance.dtype))
-    return tuple(collected)
+    try:
+        for layer, collected in zip(chosen, moments, strict=True):
+            # On the object, where it hides the method of the class. A copy of the model with
+            # layers of another class would take several times as long to build as this to run.
+            layer.call = collected.call
+        for x, _ in batches:
+            step(x)
+    finally:
+        for layer in chosen:
+            if "call" in vars(layer):
+                del layer.call
+    return tuple(collected.name for collected in moments if collected.assign())
 
 
-def _collecting_copy(
-    layer: Any, chosen: set[str], collected: dict[str, tuple[Any, Any, Any]]
-) -> Any:
-    """A copy of a layer; a chosen batch normalization collects statistics as it normalizes."""
-    tf, keras = tensorflow(), tf_keras()
-    if layer.name not in chosen:
-        return type(layer).from_config(layer.get_config())
+class _Moments:
+    """Mean and variance of all that a batch normalization is given, over many batches.
 
-    class Collecting(keras.layers.BatchNormalization):  # type: ignore[misc, name-defined]
-        def build(self, input_shape: Any) -> None:
-            super().build(input_shape)
-            axes = self.axis if isinstance(self.axis, list | tuple) else [self.axis]
-            rank = len(input_shape)
-            kept = {axis % rank for axis in axes}
-            self._over = [axis for axis in range(rank) if axis not in kept]
-            self._broadcast = [input_shape[axis] if axis in kept else 1 for axis in range(rank)]
-            shape = self.moving_mean.shape
-            # Kept outside the layer, so that its weights stay those of the original.
-            with tf.init_scope():
-                collected[self.name] = (
-                    tf.Variable(0.0, dtype=tf.float64, trainable=False),
-                    tf.Variable(tf.zeros(shape, tf.float64), trainable=False),
-                    tf.Variable(tf.zeros(shape, tf.float64), trainable=False),
-                )
+    Args:
+        layer: A built batch normalization.
+    """
 
+    def __init__(self, layer: Any):
+        tf = tensorflow()
+        axes = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
+        rank = layer.input_spec.ndim
+        kept = {axis % rank for axis in axes}
+        self._layer = layer
+        self._over = [axis for axis in range(rank) if axis not in kept]
+        known = layer.input_spec.axes
+        self._broadcast = [known[axis] if axis in kept else 1 for axis in range(rank)]
+        shape = layer.moving_mean.shape
+        self._total = tf.Variable(0.0, dtype=tf.float64, trainable=False)
+        self._mean = tf.Variable(tf.zeros(shape, tf.float64), trainable=False)
+        self._squares = tf.Variable(tf.zeros(shape, tf.float64), trainable=False)
+
+    @property
+    def name(self) -> str:
+        """Name of the layer."""
+        return str(self._layer.name)
+
+    @property
+    def call(self) -> Any:
+        """The layer's ``call`` for the time of collecting: normalizes by the batch's own moments."""
         # There is no control flow to convert, and looking for some takes a while.
-        @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
-        def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
-            values = tf.cast(inputs, tf.float32)
-            mean, variance = tf.nn.moments(values, self._over)
-            self._collect(values, mean, variance)
-            scale = tf.math.rsqrt(variance + self.epsilon)
-            if self.scale:
-                scale *= tf.reshape(self.gamma, scale.shape)
-            shift = -mean * scale
-            if self.center:
-                shift += tf.reshape(self.beta, shift.shape)
-            out = values * tf.reshape(scale, self._broadcast)
-            return tf.cast(out + tf.reshape(shift, self._broadcast), inputs.dtype)
+        return tensorflow().autograph.experimental.do_not_convert(self._normalize)
 
-        def _collect(self, values: Any, mean: Any, variance: Any) -> None:
-            total, running_mean, squares = collected[self.name]
-            count = tf.cast(tf.size(values) / tf.size(mean), tf.float64)
-            # Chan, Golub and LeVeque (1979): merges the moments of two groups.
-            new_total = total + count
-            delta = tf.reshape(tf.cast(mean, tf.float64), running_mean.shape) - running_mean
-            inside = tf.reshape(tf.cast(variance, tf.float64), squares.shape) * count
-            squares.assign_add(inside + delta**2 * total * count / new_total)
-            running_mean.assign_add(delta * count / new_total)
-            total.assign(new_total)
+    def _normalize(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
+        tf, layer = tensorflow(), self._layer
+        values = tf.cast(inputs, tf.float32)
+        mean, variance = tf.nn.moments(values, self._over)
+        self._collect(values, mean, variance)
+        scale = tf.math.rsqrt(variance + layer.epsilon)
+        if layer.scale:
+            scale *= tf.reshape(layer.gamma, scale.shape)
+        shift = -mean * scale
+        if layer.center:
+            shift += tf.reshape(layer.beta, shift.shape)
+        out = values * tf.reshape(scale, self._broadcast)
+        return tf.cast(out + tf.reshape(shift, self._broadcast), inputs.dtype)
 
-    return Collecting.from_config(layer.get_config())
+    def _collect(self, values: Any, mean: Any, variance: Any) -> None:
+        tf = tensorflow()
+        count = tf.cast(tf.size(values) / tf.size(mean), tf.float64)
+        # Chan, Golub and LeVeque (1979): merges the moments of two groups.
+        total = self._total + count
+        delta = tf.reshape(tf.cast(mean, tf.float64), self._mean.shape) - self._mean
+        inside = tf.reshape(tf.cast(variance, tf.float64), self._squares.shape) * count
+        self._squares.assign_add(inside + delta**2 * self._total * count / total)
+        self._mean.assign_add(delta * count / total)
+        self._total.assign(total)
+
+    def assign(self) -> bool:
+        """Makes them the moving statistics of the layer, unless the model never ran it."""
+        tf, layer = tensorflow(), self._layer
+        if not self._total.numpy():
+            return False
+        layer.moving_mean.assign(tf.cast(self._mean, layer.moving_mean.dtype))
+        variance = self._squares / self._total
+        layer.moving_variance.assign(tf.cast(variance, layer.moving_variance.dtype))
+        return True

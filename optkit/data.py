@@ -502,7 +502,11 @@ class ArraySplit(Split):
 
     def batches(self) -> Any:
         """A ``tf.data.Dataset`` of the batches of one pass, in order."""
-        return self._gathered(tensorflow().data.Dataset.range(self.samples).batch(self.batch_size))
+        tf = tensorflow()
+        if self.index is None:  # slicing starts in a fraction of the time that a map takes
+            tensors = map_leaves(tf.convert_to_tensor, self.x), tf.convert_to_tensor(self.y)
+            return tf.data.Dataset.from_tensor_slices(tensors).batch(self.batch_size)
+        return self._gathered(tf.data.Dataset.range(self.samples).batch(self.batch_size))
 
     def training_batches(self, seed: int) -> Any:
         """An endless ``tf.data.Dataset`` of batches, shuffled anew each epoch."""

@@ -189,7 +189,9 @@ def fit(
     if patience is not None:
         if data.validation is None:
             raise DataError("Early stopping needs a `validation` split.")
-        validation = data.validation.batches().map(lambda x, y: (x, _dense(y, rows)))
+        validation = data.validation.batches()
+        if rows is not None:
+            validation = validation.map(lambda x, y: (x, _dense(y, rows)))
     history = trainer.fit(
         batches,
         epochs=epochs,
