@@ -115,7 +115,7 @@ def interval_of_median(values: Sequence[float]) -> Interval:
     """Bootstrap interval (95 %) of a median, as optkit's own reports have it."""
     import numpy as np
 
-    from optkit.measure.statistics import bootstrap_median
+    from optkit.measuring.statistics import bootstrap_median
 
     return bootstrap_median(np.asarray(values, dtype=float))
 

@@ -3,7 +3,7 @@
 Images are made on the fly by a ``tf.data`` pipeline and never exist all at once. Each figure is the
 peak of a fresh process (``ru_maxrss``):
 
-- *evaluate keras*, *evaluate tflite*: `optkit.measure.accuracy.score` of a model, of its file;
+- *evaluate keras*, *evaluate tflite*: `optkit.measuring.accuracy.score` of a model, of its file;
 - *calibrate*: a whole `Pipeline` with `QuantizeINT8`, whose train, calibration and test splits are
   streams, and which calibrates on all samples.
 
@@ -90,7 +90,7 @@ def _work(task: str, source: str, samples: int) -> None:
         return
 
     from optkit.convert import convert_to_tflite
-    from optkit.measure.accuracy import score
+    from optkit.measuring.accuracy import score
     from optkit.metric import infer_metric
     from optkit.models import signature
     from optkit.task import infer_task

@@ -248,7 +248,7 @@ class OptkitRuns:
 
     def run(self) -> float:
         """One run; returns the seconds of the passes."""
-        from optkit.measure.latency import LatencyProcess
+        from optkit.measuring.latency import LatencyProcess
         from optkit.models import clone
 
         events: list[tuple[float, Any]] = []

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from optkit.errors import OptkitError as OptkitError
     from optkit.errors import PassError as PassError
     from optkit.errors import PipelineError as PipelineError
-    from optkit.measure import Measurement as Measurement
+    from optkit.goals import Goal as Goal
+    from optkit.goals import Goals as Goals
+    from optkit.measuring import Measurement as Measurement
     from optkit.passes.augment import Augment as Augment
     from optkit.passes.bn_reestimate import BNReestimate as BNReestimate
     from optkit.passes.fine_tune import FineTune as FineTune
@@ -61,10 +63,12 @@ _HOME = {
     "Data": "data",
     "DataError": "errors",
     "FineTune": "passes.fine_tune",
+    "Goal": "goals",
+    "Goals": "goals",
     "KeepZeros": "constraint",
     "KerasArtifact": "artifact",
     "LabelSmooth": "passes.label_smooth",
-    "Measurement": "measure",
+    "Measurement": "measuring",
     "ModelError": "errors",
     "OptkitError": "errors",
     "Pass": "base",

@@ -13,7 +13,7 @@ from optkit.artifact.base import write_atomically
 from optkit.base import Pass
 from optkit.data import Data
 from optkit.errors import ArgumentTypeError, PipelineError
-from optkit.measure import Meter
+from optkit.measuring import Meter
 from optkit.models import check_treatable
 from optkit.order import check_order, step_names
 from optkit.progress import Progress, ProgressEvent

@@ -15,7 +15,7 @@ from optkit.context import Context, Setting, State
 from optkit.data import ArraySplit, BoundData, Data, Split
 from optkit.environment import describe_run
 from optkit.errors import ModelError, OptkitError, PassError, PipelineError
-from optkit.measure import Meter
+from optkit.measuring import Meter
 from optkit.metric import Metric, infer_metric
 from optkit.models import clone, signature
 from optkit.progress import Progress

@@ -11,10 +11,10 @@ import pytest
 import optkit as ok
 from optkit.artifact import Artifact
 from optkit.data import Data
-from optkit.measure import Meter
-from optkit.measure.accuracy import score
-from optkit.measure.latency import LatencyProcess
-from optkit.measure.worker import time_in_turns
+from optkit.measuring import Meter
+from optkit.measuring.accuracy import score
+from optkit.measuring.latency import LatencyProcess
+from optkit.measuring.worker import time_in_turns
 from optkit.metric import infer_metric
 from optkit.models import signature
 from optkit.task import infer_task
@@ -111,11 +111,11 @@ def test_latency_is_of_the_artifact(trained):
 
 def test_the_threads_are_set_in_the_process():
     """Asked of TensorFlow in a process started as the measuring one is."""
-    from optkit.measure import worker
+    from optkit.measuring import worker
 
     script = (
         "import numpy as np, sys, tensorflow as tf\n"
-        "from optkit.measure import worker\n"
+        "from optkit.measuring import worker\n"
         "worker._keras_runner(sys.argv[1], [np.zeros((1, 8, 8, 1), 'f')], 1)()\n"
         "print(tf.config.threading.get_intra_op_parallelism_threads(),"
         " tf.config.threading.get_inter_op_parallelism_threads())"
@@ -220,7 +220,7 @@ def test_a_model_with_lookup_tables_is_timed():
 
 
 def test_a_late_answer_is_not_taken_for_another(monkeypatch):
-    from optkit.measure import latency
+    from optkit.measuring import latency
 
     with LatencyProcess(1, np.zeros((1, 8, 8, 1), "float32")) as process:
         monkeypatch.setattr(latency, "_ANSWER_WITHIN_SECONDS", 0.01)

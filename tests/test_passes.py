@@ -1065,7 +1065,7 @@ def test_augmentation_that_changes_shapes_is_refused(data):
 
 
 def test_what_was_finished_is_kept_where_measuring_fails(trained, data, monkeypatch):
-    from optkit.measure import Meter
+    from optkit.measuring import Meter
 
     measure, calls = Meter.measure, []
 

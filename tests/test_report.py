@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 import optkit as ok
-from optkit.measure import Measurement
+from optkit.measuring import Measurement
 
 
 def measurement(**changes):

@@ -14,7 +14,7 @@ from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from optkit.measure import Measurement
+from optkit.measuring import Measurement
 from optkit.report import Report, Row
 from optkit.report.html import to_html
 from optkit.report.plot import plot

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from optkit.measure import statistics
+from optkit.measuring import statistics
 
 
 @pytest.mark.parametrize(("successes", "n"), [(8, 10), (0, 20), (20, 20), (973, 1000)])

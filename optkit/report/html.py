@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from optkit.measure import Interval, Measurement
+from optkit.measuring import Interval, Measurement
 from optkit.report.report import Report, Row
 from optkit.report.text import (
     HEADINGS,

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from optkit.measure import Interval, Measurement
+from optkit.measuring import Interval, Measurement
 from optkit.report.report import Report
 from optkit.report.text import is_share, shortened
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from optkit.artifact.base import write_atomically
 from optkit.errors import OptkitError
-from optkit.measure import Interval, Measurement
+from optkit.goals import Goal
+from optkit.measuring import Interval, Measurement
 
 if TYPE_CHECKING:
     import pandas
@@ -31,9 +32,11 @@ class Row:
         name: Name of the pass; a second one of a kind is called ``"Prune-2"``.
         family: ``"recipe"``, ``"train"``, ``"rewrite"`` or ``"convert"``.
         config: The pass's arguments in readable form.
-        status: ``"ok"``, ``"recipe"`` (it only changed how later passes train), or ``"failed"``.
+        status: ``"ok"``, ``"recipe"`` (it only changed how later passes train), ``"rolled back"``
+            (it broke a goal and was undone), ``"skipped"`` (what it takes was undone, or the run
+            had ended), ``"cancelled"`` or ``"failed"``.
         before: Figures of what came in; ``None`` for recipe passes.
-        after: Figures of what came out; ``None`` for recipe passes and failures.
+        after: Figures of what came out; ``None`` where nothing did, or for recipe passes.
         validation_before: The metric on the split that decisions are made on, of what came in.
         validation_after: The same of what came out.
         speedup: How many times faster than the baseline, taken in turns with it.
@@ -42,6 +45,8 @@ class Row:
         accuracy_change_ci: Its paired interval.
         seconds: Duration of the pass's own work; measuring and reading back are not counted.
         notes: What the pass has to say of this run.
+        curves: For each training of the pass its figures by name (``"loss"``, ``"val_metric"``, …),
+            one value an epoch.
     """
 
     index: int
@@ -59,6 +64,7 @@ class Row:
     accuracy_change_ci: Interval | None = None
     seconds: float | None = None
     notes: tuple[str, ...] = ()
+    curves: tuple[dict[str, list[float]], ...] = ()
 
     @property
     def speed_verdict(self) -> str | None:
@@ -86,6 +92,7 @@ class Row:
             if values[name] is not None:
                 values[name] = tuple(values[name])
         values["notes"] = tuple(values["notes"])
+        values["curves"] = tuple(values.get("curves", ()))
         return cls(**values)
 
 
@@ -105,6 +112,10 @@ class Report:
         environment: Everything needed to repeat the run: versions, processor, threads, seed,
             task, loss, optimizer, sizes and fingerprints of the data.
         notes: What holds for the whole run.
+        goals: What was asked for, each with what was reached.
+        runtime_baseline: The model that came in, converted as it is to the runtime of the final
+            artifact and measured like a pass: what the runtime alone gives. ``None`` unless asked
+            for. Its index is 0.
     """
 
     rows: tuple[Row, ...]
@@ -114,12 +125,25 @@ class Report:
     split: str | None = "test"
     environment: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    goals: tuple[Goal, ...] = ()
+    runtime_baseline: Row | None = None
+
+    @property
+    def final_row(self) -> Row | None:
+        """The row of what is to be deployed: the last that was kept; ``None`` for the baseline."""
+        kept = [row for row in self.rows if row.status == "ok" and row.after is not None]
+        return kept[-1] if kept else None
 
     @property
     def final(self) -> Measurement:
-        """Figures of what is to be deployed: of the last row that has any, else the baseline."""
-        measured = [row.after for row in self.rows if row.after is not None]
-        return measured[-1] if measured else self.baseline
+        """Figures of what is to be deployed: of the last row that was kept, else the baseline."""
+        row = self.final_row
+        return self.baseline if row is None or row.after is None else row.after
+
+    @property
+    def met(self) -> bool:
+        """Whether every goal was met; true where none was set."""
+        return all(goal.met for goal in self.goals)
 
     def __str__(self) -> str:
         from optkit.report.text import to_text
@@ -145,6 +169,10 @@ class Report:
             "rows": [row.to_dict() for row in self.rows],
             "environment": self.environment,
             "notes": list(self.notes),
+            "goals": [goal.to_dict() for goal in self.goals],
+            "runtime_baseline": (
+                None if self.runtime_baseline is None else self.runtime_baseline.to_dict()
+            ),
         }
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
@@ -175,6 +203,12 @@ class Report:
                 split=values["split"],
                 environment=values["environment"],
                 notes=tuple(values["notes"]),
+                goals=tuple(Goal.from_dict(goal) for goal in values.get("goals", ())),
+                runtime_baseline=(
+                    Row.from_dict(reference)
+                    if (reference := values.get("runtime_baseline")) is not None
+                    else None
+                ),
             )
         except OSError as error:
             raise OptkitError(f"The report {str(path)!r} cannot be read: {error}") from error
@@ -187,7 +221,8 @@ class Report:
 
         def record(index: int, name: str, figures: Measurement | None) -> dict[str, Any]:
             values = (figures or Measurement()).to_dict()
-            values.pop("per_class")
+            for name in ("per_class", "class_samples", "layers", "throughput"):
+                values.pop(name)
             for interval in ("accuracy_ci", "latency_ci"):
                 low, high = values.pop(interval) or (None, None)
                 values |= {f"{interval}_low": low, f"{interval}_high": high}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from optkit.measure import Measurement
+from optkit.measuring import Measurement
 from optkit.report.report import Report, Row
 
 __all__ = [

@@ -19,7 +19,7 @@ from optkit.artifact import Artifact, KerasArtifact, TFLiteArtifact
 from optkit.artifact.base import named_inputs
 from optkit.artifact.keras import inference_function
 from optkit.errors import OptkitError
-from optkit.measure.statistics import Interval, bootstrap_median, mean_ratio
+from optkit.measuring.statistics import Interval, bootstrap_median, mean_ratio
 from optkit.models import signature
 from optkit.runtime import tensorflow
 
@@ -94,7 +94,7 @@ class LatencyProcess:
         }
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "optkit.measure.worker", str(self.threads)],
+                [sys.executable, "-m", "optkit.measuring.worker", str(self.threads)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -9,10 +9,10 @@ import numpy as np
 
 from optkit.artifact import Artifact
 from optkit.data import BoundData, Split, first_leaf
-from optkit.measure.accuracy import Scores, score
-from optkit.measure.latency import LatencyProcess
-from optkit.measure.measurement import Comparison, Measurement
-from optkit.measure.statistics import mean_interval, paired_change, unpaired_change
+from optkit.measuring.accuracy import Scores, score
+from optkit.measuring.latency import LatencyProcess
+from optkit.measuring.measurement import Comparison, Measurement
+from optkit.measuring.statistics import mean_interval, paired_change, unpaired_change
 from optkit.metric import Metric
 from optkit.task import Task
 

@@ -1,4 +1,4 @@
-"""The process in which latency is measured: ``python -m optkit.measure.worker THREADS``.
+"""The process in which latency is measured: ``python -m optkit.measuring.worker THREADS``.
 
 A process of its own, because TensorFlow refuses to change its threads once started. It reads one
 JSON request a line from standard input and answers each with one line on what was its standard

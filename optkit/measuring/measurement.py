@@ -1,0 +1,137 @@
+"""What measuring gives."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from optkit.measuring.statistics import Interval
+
+__all__ = ["Comparison", "Layer", "Measurement", "Throughput"]
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What parallel callers got out of an artifact, each waiting for its answer before it asks again.
+
+    Attributes:
+        callers: Callers in parallel.
+        batch_size: Samples a request.
+        requests_per_second: Requests answered, all callers together.
+        p50_ms: Time of a request that half of them stay under, in milliseconds.
+        p95_ms: The time that 95 in 100 stay under.
+        p99_ms: The time that 99 in 100 stay under.
+        error_rate: Share of requests that failed.
+    """
+
+    callers: int
+    batch_size: int
+    requests_per_second: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    error_rate: float
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one layer takes up; of a flatbuffer, one operator with its constant tensors.
+
+    Attributes:
+        name: Its name.
+        kind: Its class, or the name of the operator.
+        parameters: Number of weight values.
+        bytes: Bytes of its weights as stored.
+        sparsity: Share of zeros in its weights of rank two and above; ``None`` without any.
+        dtype: Type that most of its weight values are stored in; ``None`` without weights.
+    """
+
+    name: str
+    kind: str
+    parameters: int
+    bytes: int
+    sparsity: float | None
+    dtype: str | None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Figures of one artifact. A figure that was not measured is ``None``, never 0.
+
+    Intervals are 95 % intervals.
+
+    Attributes:
+        accuracy: The metric, on the split that is reported; classification accuracy in ``[0, 1]``
+            unless the report names another metric.
+        accuracy_ci: Its interval.
+        samples: Number of samples it was measured on.
+        per_class: Accuracy by class (by label, for several labels).
+        class_samples: Number of samples of each class.
+        latency_ms: Median time of one call, in milliseconds: of one sample, unless the run was
+            asked to measure larger batches.
+        latency_p90_ms: The time that nine in ten stay under.
+        latency_p99_ms: The time that 99 in 100 stay under.
+        latency_ci: Interval of the median.
+        size_bytes: Bytes of the file.
+        compressed_bytes: Bytes of the file gzipped.
+        parameters: Number of weight values.
+        sparsity: Share of zeros in the weights of rank two and above.
+        peak_memory_bytes: Peak resident memory of a process that loads and runs it, the runtime
+            included.
+        runtime_memory_bytes: Resident memory of that process before it loaded the artifact.
+        throughput: What parallel callers got out of it.
+        layers: What each of its layers takes up.
+    """
+
+    accuracy: float | None = None
+    accuracy_ci: Interval | None = None
+    samples: int | None = None
+    per_class: dict[str, float] | None = None
+    class_samples: dict[str, int] | None = None
+    latency_ms: float | None = None
+    latency_p90_ms: float | None = None
+    latency_p99_ms: float | None = None
+    latency_ci: Interval | None = None
+    size_bytes: int | None = None
+    compressed_bytes: int | None = None
+    parameters: int | None = None
+    sparsity: float | None = None
+    peak_memory_bytes: int | None = None
+    runtime_memory_bytes: int | None = None
+    throughput: Throughput | None = None
+    layers: tuple[Layer, ...] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Measurement:
+        """What `to_dict` gave."""
+        values = dict(values)
+        for name in ("accuracy_ci", "latency_ci"):
+            if values.get(name) is not None:
+                values[name] = tuple(values[name])
+        if values.get("throughput") is not None:
+            values["throughput"] = Throughput(**values["throughput"])
+        if values.get("layers") is not None:
+            values["layers"] = tuple(Layer(**layer) for layer in values["layers"])
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An artifact against the baseline, on the same samples and taken in turns.
+
+    Attributes:
+        speedup: Median of the ratios of the baseline's time to the artifact's.
+        speedup_ci: Its interval; where it spans 1 there is no measurable change.
+        accuracy_change: Change of the metric.
+        accuracy_change_ci: Its interval, paired by sample.
+    """
+
+    speedup: float | None = None
+    speedup_ci: Interval | None = None
+    accuracy_change: float | None = None
+    accuracy_change_ci: Interval | None = None
