@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from optkit import _validate
-from optkit.errors import PipelineError
 from optkit.measuring import Comparison, Interval, Measurement
 
 __all__ = ["Goal", "Goals"]

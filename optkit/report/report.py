@@ -221,8 +221,8 @@ class Report:
 
         def record(index: int, name: str, figures: Measurement | None) -> dict[str, Any]:
             values = (figures or Measurement()).to_dict()
-            for name in ("per_class", "class_samples", "layers", "throughput"):
-                values.pop(name)
+            for nested in ("per_class", "class_samples", "layers", "throughput"):
+                values.pop(nested)
             for interval in ("accuracy_ci", "latency_ci"):
                 low, high = values.pop(interval) or (None, None)
                 values |= {f"{interval}_low": low, f"{interval}_high": high}
