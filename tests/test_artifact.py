@@ -167,3 +167,98 @@ def test_converting_is_quiet_in_the_log(caplog):
     convert_to_tflite(small_model())
     assert not [record for record in caplog.records if "trackable_obj" in record.getMessage()]
     assert not logging.getLogger("absl").filters
+
+
+def test_the_layers_of_a_model_are_those_that_keras_counts():
+    import tf_keras as keras
+
+    inner = keras.Sequential(
+        [keras.Input((8,)), keras.layers.Dense(4, name="dense"), keras.layers.ReLU(name="relu")],
+        name="inner",
+    )
+    shared = keras.layers.Dense(4, use_bias=False, name="shared")
+    inputs = keras.Input((8,), name="in")
+    outputs = keras.layers.BatchNormalization(name="norm")(shared(shared(inner(inputs))))
+    model = keras.Model(inputs, outputs)
+    kernel = inner.get_layer("dense").kernel
+    kernel.assign(np.where(np.arange(32).reshape(8, 4) < 8, 0, 1).astype("float32"))
+    artifact = ok.KerasArtifact(model)
+    layers = {layer.name: layer for layer in artifact.layers()}
+    assert list(layers) == ["in", "inner/dense", "inner/relu", "shared", "norm"]
+    assert layers["inner/dense"].kind == "Dense"
+    assert layers["inner/dense"].sparsity == 0.25
+    for name, layer in (("shared", shared), ("norm", model.get_layer("norm"))):
+        assert layers[name].parameters == layer.count_params()
+        assert layers[name].bytes == sum(weight.numpy().nbytes for weight in layer.weights)
+    assert layers["norm"].sparsity is None
+    assert (layers["inner/relu"].parameters, layers["inner/relu"].dtype) == (0, None)
+    assert sum(layer.parameters for layer in layers.values()) == artifact.parameters
+    assert artifact.sparsity == pytest.approx(0.25 * 32 / 48)  # of both kernels
+
+
+def test_a_weight_that_a_model_holds_itself_is_listed_under_its_name():
+    import tf_keras as keras
+
+    class Scaled(keras.Model):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            self.factor = self.add_weight(shape=(3,), name="factor")
+
+    inputs = keras.Input((4,))
+    model = Scaled(inputs, keras.layers.Dense(2, name="dense")(inputs), name="scaled")
+    artifact = ok.KerasArtifact(model)
+    assert [(layer.name, layer.parameters) for layer in artifact.layers()][1:] == [
+        ("dense", 10),
+        ("scaled", 3),
+    ]
+    assert artifact.parameters == 13
+
+
+def test_the_layers_of_a_file_are_its_operators(flat):
+    _, artifact = flat
+    layers = artifact.layers()
+    weighty = [layer for layer in layers if layer.parameters]
+    assert [(layer.kind, layer.parameters, layer.dtype) for layer in weighty] == [
+        ("CONV_2D", 8 * 9 + 8, "float32"),
+        ("FULLY_CONNECTED", 8 * 10 + 10, "float32"),
+    ]
+    assert all(layer.bytes == 4 * layer.parameters and layer.sparsity == 0 for layer in weighty)
+    assert len({layer.name for layer in layers}) == len(layers)
+    assert {layer.kind for layer in layers} >= {"MEAN", "SOFTMAX"}
+    assert sum(layer.parameters for layer in layers) == artifact.parameters
+
+
+def test_the_layers_of_an_integer_file_count_bytes_and_zeros_as_stored(trained, data):
+    kernel = trained.layers[0].kernel.numpy()
+    filters = kernel.shape[-1]
+    kernel[..., : filters // 2] = 0
+    sparse = clone(trained)
+    sparse.layers[0].kernel.assign(kernel)
+    result = ok.Pipeline([ok.QuantizeINT8()]).run(sparse, data, progress=False)
+    interpreter = result.artifact._interpreter
+    stored = next(
+        interpreter.get_tensor(detail["index"])
+        for detail in interpreter.get_tensor_details()
+        if tuple(detail["shape"]) == (filters, 3, 3, 1)
+    )
+    conv = next(layer for layer in result.artifact.layers() if layer.kind == "CONV_2D")
+    assert conv.dtype == "int8"
+    assert conv.bytes == stored.size + 4 * filters  # biases are int32
+    assert conv.parameters == stored.size + filters
+    assert conv.sparsity == np.mean(stored == 0) >= 0.5
+    assert sum(layer.parameters for layer in result.artifact.layers()) == result.artifact.parameters
+
+
+def test_unpacked_weights_are_those_of_the_operator_that_reads_them(trained):
+    import tensorflow as tf
+
+    converter = tf.lite.TFLiteConverter.from_keras_model(trained)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.target_spec.supported_types = [tf.float16]
+    artifact = ok.TFLiteArtifact(converter.convert())
+    layers = artifact.layers()
+    assert "DEQUANTIZE" not in {layer.kind for layer in layers}
+    conv = next(layer for layer in layers if layer.kind == "CONV_2D")
+    values = 10 * trained.layers[0].filters  # kernels of 3 by 3 and a bias
+    assert (conv.parameters, conv.bytes, conv.dtype) == (values, 2 * values, "float16")
+    assert sum(layer.parameters for layer in layers) == artifact.parameters

@@ -9,11 +9,14 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from optkit.errors import DataError, OptkitError
+
+if TYPE_CHECKING:
+    from optkit.measuring import Layer
 
 __all__ = ["Artifact", "batches_of", "named_inputs", "write_atomically"]
 
@@ -59,6 +62,16 @@ class Artifact(abc.ABC):
     @abc.abstractmethod
     def sparsity(self) -> float | None:
         """Share of zeros in the weights of rank two and above; ``None`` where there are none."""
+
+    def layers(self) -> tuple[Layer, ...]:
+        """What each layer takes up, in the order of the model.
+
+        The parameters add up to `parameters`; layers without weights are listed with 0 of them.
+
+        Returns:
+            The layers; empty for a kind of artifact that does not know them.
+        """
+        return ()
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the file to deploy; a file that is there is replaced whole or not at all.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from optkit.artifact.base import Artifact, batches_of, named_inputs
 from optkit.errors import DataError
 from optkit.models import clone, is_compiled, signature
 from optkit.runtime import tensorflow, tf_keras
+
+if TYPE_CHECKING:
+    from optkit.measuring import Layer
 
 __all__ = ["KerasArtifact", "inference_function"]
 
@@ -84,6 +88,59 @@ class KerasArtifact(Artifact):
         kernels = [weight.numpy() for weight in self._model.weights if len(weight.shape) > 1]
         total = sum(kernel.size for kernel in kernels)
         return float(1 - sum(np.count_nonzero(k) for k in kernels) / total) if total else None
+
+    def layers(self) -> tuple[Layer, ...]:
+        """What each layer takes up; layers of models within the model are called ``inner/layer``.
+
+        Example:
+            >>> import tf_keras
+            >>> import optkit as ok
+            >>> model = tf_keras.Sequential(
+            ...     [tf_keras.Input((4,)), tf_keras.layers.Dense(2, name="scores")]
+            ... )
+            >>> layer, = ok.KerasArtifact(model).layers()
+            >>> layer.name, layer.kind, layer.parameters, layer.bytes, layer.dtype
+            ('scores', 'Dense', 10, 40, 'float32')
+        """
+        found: list[Layer] = []
+        counted: set[int] = set()  # a layer or a weight in use at several places is stored once
+
+        def collect(part: Any, prefix: str) -> None:
+            for layer in part.layers:
+                if id(layer) in counted:
+                    continue
+                counted.add(id(layer))
+                if isinstance(layer, tf_keras().Model):
+                    collect(layer, f"{prefix}{layer.name}/")
+                else:
+                    found.append(_describe(layer, prefix + layer.name, counted))
+            # What a model holds beside its layers, which few do, is listed under its own name.
+            if any(id(weight) not in counted for weight in part.weights):
+                found.append(_describe(part, prefix + part.name, counted))
+
+        collect(self._model, "")
+        return tuple(found)
+
+
+def _describe(layer: Any, name: str, counted: set[int]) -> Layer:
+    """A layer's weights that are not yet counted."""
+    from optkit.measuring import Layer  # which imports artifacts
+
+    weights = [weight for weight in layer.weights if id(weight) not in counted]
+    counted.update(id(weight) for weight in weights)
+    values: Counter[str] = Counter()
+    for weight in weights:
+        values[weight.dtype.base_dtype.name] += int(np.prod(weight.shape))
+    kernels = [weight.numpy() for weight in weights if len(weight.shape) > 1]
+    total = sum(kernel.size for kernel in kernels)
+    return Layer(
+        name=name,
+        kind=type(layer).__name__,
+        parameters=values.total(),
+        bytes=sum(int(np.prod(w.shape)) * w.dtype.base_dtype.size for w in weights),
+        sparsity=float(1 - sum(np.count_nonzero(k) for k in kernels) / total) if total else None,
+        dtype=values.most_common(1)[0][0] if values else None,
+    )
 
 
 def inference_function(

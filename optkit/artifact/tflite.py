@@ -4,20 +4,47 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from optkit.artifact.base import Artifact, batches_of, named_inputs
 from optkit.errors import DataError, ModelError
 
+if TYPE_CHECKING:
+    from optkit.measuring import Layer
+
 __all__ = ["TFLiteArtifact", "TensorPort"]
 
 _NUMPY_OF_TENSOR_TYPE = {0: np.float32, 1: np.float16, 2: np.int32, 3: np.uint8, 9: np.int8}
 _INT4 = 17
+_UNPACKING = ("DEQUANTIZE", "DENSIFY")  # operators that give constants as others can read them
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Where a weight tensor stands, how it is stored, and the stored number that means 0."""
+
+    graph: int
+    tensor: int
+    dtype: str
+    bytes: int
+    zero: Any
+
+
+@dataclass(frozen=True)
+class _Count:
+    """What was counted in a weight tensor; zeros only where it is a kernel, of rank two or above."""
+
+    dtype: str
+    values: int
+    kernel_values: int
+    zeros: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -178,11 +205,12 @@ class TFLiteArtifact(Artifact):
         except Exception as error:
             raise ModelError(f"This TFLite file cannot be read: {error}") from error
 
-    def _weights(self) -> Iterator[tuple[np.ndarray, Any]]:
-        """The constant tensors that are weights, each with the stored number that means 0."""
+    def _weights(self) -> Iterator[tuple[np.ndarray, _Stored]]:
+        """The constant tensors that are weights, each with how it is stored."""
         model = self._flatbuffer
-        for graph in model.subgraphs:
-            for tensor in graph.tensors:
+        buffers: set[int] = set()
+        for g, graph in enumerate(model.subgraphs):
+            for t, tensor in enumerate(graph.tensors):
                 data = model.buffers[tensor.buffer].data
                 if data is None or len(data) == 0:
                     continue
@@ -190,13 +218,14 @@ class TFLiteArtifact(Artifact):
                 quantization = tensor.quantization
                 has_scale = quantization is not None and quantization.scale is not None
                 if tensor.type == _INT4:
+                    name = "int4"
                     low, high = (raw << 4).astype(np.int8) >> 4, raw.astype(np.int8) >> 4
                     values = np.stack([low, high], axis=1).ravel()[: int(np.prod(tensor.shape))]
                 elif tensor.type in _NUMPY_OF_TENSOR_TYPE:
                     dtype = np.dtype(_NUMPY_OF_TENSOR_TYPE[tensor.type])
                     if dtype.kind in "iu" and not has_scale:
                         continue  # shapes, axes and the like
-                    values = raw.view(dtype)
+                    name, values = dtype.name, raw.view(dtype)
                 else:
                     continue
                 shape = tuple(int(size) for size in tensor.shape)
@@ -209,25 +238,97 @@ class TFLiteArtifact(Artifact):
                         along = [1] * len(shape)
                         along[quantization.quantizedDimension] = len(points)
                         zero = points.reshape(along)
-                yield values.reshape(shape), zero
+                # Tensors of the same content may share a buffer.
+                size = 0 if tensor.buffer in buffers else len(raw)
+                buffers.add(tensor.buffer)
+                yield values.reshape(shape), _Stored(g, t, name, size, zero)
 
     @functools.cached_property
-    def _counts(self) -> tuple[int, int, int]:
-        values = kernel_values = zeros = 0
-        for weight, zero in self._weights():
-            values += weight.size
-            if weight.ndim > 1:
-                kernel_values += weight.size
-                zeros += int(np.count_nonzero(weight == zero))
-        return values, kernel_values, zeros
+    def _counts(self) -> dict[tuple[int, int], _Count]:
+        """What was counted in each weight tensor, by the numbers of its graph and of itself."""
+        counts = {}
+        for weight, stored in self._weights():
+            kernel = weight.ndim > 1
+            counts[stored.graph, stored.tensor] = _Count(
+                dtype=stored.dtype,
+                values=weight.size,
+                kernel_values=weight.size if kernel else 0,
+                zeros=int(np.count_nonzero(weight == stored.zero)) if kernel else 0,
+                bytes=stored.bytes,
+            )
+        return counts
 
     @property
     def parameters(self) -> int:
         """Number of values in the weight tensors of the file."""
-        return self._counts[0]
+        return sum(count.values for count in self._counts.values())
 
     @property
     def sparsity(self) -> float | None:
         """Share of zeros in the weight tensors of rank two and above."""
-        _, kernel_values, zeros = self._counts
-        return zeros / kernel_values if kernel_values else None
+        return _sparsity(self._counts.values())
+
+    def layers(self) -> tuple[Layer, ...]:
+        """What each operator's constant tensors take up, by the name of the operator's output.
+
+        An operator that only unpacks a constant for others to read (`DEQUANTIZE` of float16
+        weights) is not listed: its weights are those of the operator that reads them.
+        """
+        model = self._flatbuffer
+        left = dict(self._counts)
+        found = []
+        for g, graph in enumerate(model.subgraphs):
+            unpacked: dict[int, list[_Count]] = {}
+            for operator in graph.operators:
+                kind = _operator_name(model.operatorCodes[operator.opcodeIndex])
+                outputs = list(operator.outputs)
+                weights = []
+                for t in map(int, operator.inputs):  # -1 stands for one that is left out
+                    weights += unpacked.pop(t, [])
+                    if (g, t) in left:
+                        weights.append(left.pop((g, t)))
+                if weights and kind in _UNPACKING:
+                    unpacked[int(outputs[0])] = weights
+                    continue
+                name = graph.tensors[outputs[0]].name.decode() if outputs else kind
+                found.append(_layer(name, kind, weights))
+        for (g, t), weight in left.items():  # constants that are outputs of the graph
+            name = model.subgraphs[g].tensors[t].name.decode()
+            found.append(_layer(name, "constant", [weight]))
+        return tuple(found)
+
+
+def _operator_name(code: Any) -> str:
+    if code.customCode is not None:
+        return str(code.customCode.decode())
+    # Codes above 127 do not fit the field that older files have alone.
+    return _builtin_operators().get(max(code.builtinCode, code.deprecatedBuiltinCode), "UNKNOWN")
+
+
+@functools.cache
+def _builtin_operators() -> dict[int, str]:
+    from ai_edge_litert import schema_py_generated as schema
+
+    values = vars(schema.BuiltinOperator).items()
+    return {number: name for name, number in values if isinstance(number, int)}
+
+
+def _layer(name: str, kind: str, weights: list[_Count]) -> Layer:
+    from optkit.measuring import Layer  # which imports artifacts
+
+    values: Counter[str] = Counter()
+    for weight in weights:
+        values[weight.dtype] += weight.values
+    return Layer(
+        name=name,
+        kind=kind,
+        parameters=values.total(),
+        bytes=sum(weight.bytes for weight in weights),
+        sparsity=_sparsity(weights),
+        dtype=values.most_common(1)[0][0] if values else None,
+    )
+
+
+def _sparsity(weights: Collection[_Count]) -> float | None:
+    total = sum(weight.kernel_values for weight in weights)
+    return sum(weight.zeros for weight in weights) / total if total else None
