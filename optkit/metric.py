@@ -1,4 +1,4 @@
-"""The figure that "accuracy" stands for: one value a sample, so that intervals can be computed."""
+"""The figure that "accuracy" stands for: one value a sample where possible, for its interval."""
 
 from __future__ import annotations
 
@@ -8,11 +8,22 @@ from typing import Any
 
 import numpy as np
 
+from optkit.errors import ArgumentTypeError, PipelineError
 from optkit.models import compiled_metrics
 from optkit.runtime import tf_keras
 from optkit.task import Task
 
-__all__ = ["Metric", "infer_metric", "true_classes"]
+__all__ = [
+    "Metric",
+    "check_metric",
+    "hits",
+    "infer_metric",
+    "metric_name",
+    "resolve_metric",
+    "true_classes",
+]
+
+_GIVEN = "Measure(metric=…)"
 
 _ACCURACIES = {
     "accuracy",
@@ -34,25 +45,30 @@ _BETTER_LOWER = ("error", "loss", "entropy", "divergence", "hinge", "poisson", "
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric that is the mean of one value a sample.
+    """A metric: the mean of one value a sample, or one figure of the whole split.
 
     Attributes:
         name: The field's name for it, for example ``"accuracy"``.
         higher_is_better: Whether more is better.
         per_sample: Function of ``(y_true, y_pred)``, both with the batch first, to one value a
-            sample, shape ``(n,)``.
+            sample, shape ``(n,)``; ``None`` where there is only a figure of the whole split.
         source: Where it came from, for the report.
         note: What the user should know of the choice; empty where there is nothing.
         keras: Function of a name to the Keras metric to watch in training; ``None`` where it
             follows from the task.
+        whole: Function of ``(y_true, y_pred)`` of the whole split to one figure, where the metric
+            is no mean over samples.
+        custom: Whether it is a function of the user's own, of which training knows nothing.
     """
 
     name: str
     higher_is_better: bool
-    per_sample: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    per_sample: Callable[[np.ndarray, np.ndarray], np.ndarray] | None
     source: str = "inferred"
     note: str = ""
     keras: Callable[[str], Any] | None = None
+    whole: Callable[[np.ndarray, np.ndarray], float] | None = None
+    custom: bool = False
 
     def sign(self) -> int:
         """1 where more is better, -1 where less is."""
@@ -69,18 +85,20 @@ def true_classes(task: Task, targets: np.ndarray) -> np.ndarray:
     return np.asarray(classes >= 0.5 if task.kind == "binary" else classes).astype(np.int64)
 
 
-def _accuracy(task: Task) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def hits(task: Task, targets: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    """Which answers of a classifier are right: one a sample, one a label, or one a position."""
     threshold = 0.0 if task.from_logits else 0.5
+    if task.kind == "multiclass":
+        return np.asarray(outputs.argmax(axis=-1) == true_classes(task, targets))
+    if task.kind == "binary":
+        scores = outputs[..., 0] if outputs.ndim > 1 else outputs
+        return np.asarray((scores > threshold) == true_classes(task, targets))
+    return np.asarray((outputs > threshold) == (targets >= 0.5))
 
+
+def _accuracy(task: Task) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     def per_sample(targets: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-        if task.kind == "multiclass":
-            right = outputs.argmax(axis=-1) == true_classes(task, targets)
-        elif task.kind == "binary":
-            scores = outputs[..., 0] if outputs.ndim > 1 else outputs
-            right = (scores > threshold) == true_classes(task, targets)
-        else:
-            right = (outputs > threshold) == (targets >= 0.5)
-        values = right.astype(np.float64)
+        values = hits(task, targets, outputs).astype(np.float64)
         # One value a sample: dense predictions (a class a pixel) and labels count by their mean.
         return np.asarray(values.reshape(len(values), -1).mean(axis=1))
 
@@ -100,7 +118,8 @@ def infer_metric(model: Any, task: Task) -> Metric:
     """The metric of the compiled model where optkit can report it, else the one for the task.
 
     Args:
-        model: The tf_keras model; its compiled metrics are looked at in their order.
+        model: The tf_keras model, whose compiled metrics are looked at in their order; ``None``
+            where there is none.
         task: What the model is for.
 
     Returns:
@@ -108,20 +127,16 @@ def infer_metric(model: Any, task: Task) -> Metric:
         that is the mean of a function of each sample.
     """
     passed_over: list[str] = []
-    for given in compiled_metrics(model):
+    for given in () if model is None else compiled_metrics(model):
+        known = _known_metric(given, task, "compiled model")
+        if known is not None:
+            return known
         item = _as_metric(given)
-        name = _metric_name(given)
-        if name in _ACCURACIES and task.is_classification:
-            return _accuracy_metric(task, "compiled model")
-        if name in _ERRORS:
-            full = _ERRORS[name]
-            power = 1 if full == "mean_absolute_error" else 2
-            return Metric(full, False, _error(power), "compiled model")
         better = _higher_is_better(item)
         if better is None:
-            passed_over.append(name)
+            passed_over.append(metric_name(given))
         else:
-            return _wrapped_metric(item, better)
+            return _wrapped_metric(item, better, "compiled model")
     note = (
         f"the compiled metric {', '.join(passed_over)} is not known to be a mean over samples of "
         "which more, or less, is better; the default is reported instead"
@@ -131,6 +146,150 @@ def infer_metric(model: Any, task: Task) -> Metric:
     if task.is_classification:
         return _accuracy_metric(task, "inferred", note)
     return Metric("mean_absolute_error", False, _error(1), "inferred", note)
+
+
+def check_metric(given: Any, higher_is_better: bool | None) -> None:
+    """Refuses what cannot be a metric before anything is known of the model.
+
+    Args:
+        given: What `Measure` takes as ``metric``.
+        higher_is_better: What it takes as ``higher_is_better``.
+
+    Raises:
+        PipelineError: If the direction of a function is not given, or one is given alone.
+        ArgumentTypeError: If it is no metric at all.
+    """
+    if given is None:
+        if higher_is_better is not None:
+            raise PipelineError(
+                "`higher_is_better` says which way a metric of your own goes, and `metric` is not "
+                "given. Give both, or neither."
+            )
+        return
+    if isinstance(given, str):
+        if not given:
+            raise PipelineError("`metric` must not be an empty string.")
+        return
+    if isinstance(given, type) or not (callable(given) or _is_keras_metric(given)):
+        raise ArgumentTypeError(
+            "`metric` must be the name of a tf_keras metric, a tf_keras metric, or a function of "
+            f"(y_true, y_pred). Received: {given!r} (of type {type(given).__name__})."
+        )
+    if higher_is_better is None and not _is_keras_metric(given):
+        raise PipelineError(
+            f"Of the function {metric_name(given)!r} it cannot be known whether more of it is "
+            "better. Say so: `Measure(metric=…, higher_is_better=True)`, or `False` for an error."
+        )
+
+
+def resolve_metric(
+    given: Any,
+    higher_is_better: bool | None,
+    model: Any,
+    task: Task,
+    *,
+    example: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None,
+) -> Metric:
+    """The metric that the user named, or the inferred one.
+
+    Args:
+        given: What `Measure` takes as ``metric``; ``None`` to infer it.
+        higher_is_better: What it takes as ``higher_is_better``.
+        model: The tf_keras model, or ``None``; looked at only where nothing is given.
+        task: What the model is for.
+        example: Gives targets and outputs of some samples. Only called for a function, to see
+            whether it gives one value a sample or one figure.
+
+    Raises:
+        PipelineError: For an unknown name, a metric that is no mean over samples, one that does
+            not fit the task, or one of which it is not known whether more is better.
+    """
+    check_metric(given, higher_is_better)
+    if given is None:
+        return infer_metric(model, task)
+    if not isinstance(given, str) and not _is_keras_metric(given):
+        return _function_metric(given, bool(higher_is_better), example)
+    name = metric_name(given)
+    metric = _known_metric(given, task, _GIVEN)
+    if metric is not None:
+        if higher_is_better not in (None, metric.higher_is_better):
+            raise PipelineError(
+                f"Of {name!r}, {'more' if metric.higher_is_better else 'less'} is better, and "
+                f"`higher_is_better={higher_is_better}` says the contrary. Leave it out."
+            )
+        return metric
+    item = _as_metric(given)
+    if isinstance(item, str):
+        if item.lower() in _ACCURACIES:
+            raise PipelineError(
+                f"The metric {item!r} is for classifiers, and the task is a {task.describe()}."
+            )
+        raise PipelineError(f"The metric {item!r} is unknown to tf_keras.")
+    if not isinstance(item, tf_keras().metrics.MeanMetricWrapper):
+        raise PipelineError(
+            f"The metric {name!r} is no mean over samples, so it has no value for each. Give a "
+            "function of (y_true, y_pred) to one figure instead, for example "
+            "`sklearn.metrics.roc_auc_score`, and `higher_is_better`."
+        )
+    better = _higher_is_better(item) if higher_is_better is None else higher_is_better
+    if better is None:
+        raise PipelineError(
+            f"Of the metric {name!r} it is not known whether more of it is better. Say so: "
+            "`Measure(metric=…, higher_is_better=True)`, or `False` for an error."
+        )
+    return _wrapped_metric(item, better, _GIVEN)
+
+
+def _is_keras_metric(given: Any) -> bool:
+    # By what it has: a check by class would import tf_keras to construct a few settings.
+    return hasattr(given, "update_state") and hasattr(given, "result")
+
+
+def _known_metric(given: Any, task: Task, source: str) -> Metric | None:
+    """The accuracies and errors that optkit computes by itself."""
+    name = metric_name(given).lower()
+    if name in _ACCURACIES and task.is_classification:
+        return _accuracy_metric(task, source)
+    if name in _ERRORS:
+        full = _ERRORS[name]
+        return Metric(full, False, _error(1 if full == "mean_absolute_error" else 2), source)
+    return None
+
+
+def _function_metric(
+    function: Callable[[Any, Any], Any],
+    higher_is_better: bool,
+    example: Callable[[], tuple[np.ndarray, np.ndarray]] | None,
+) -> Metric:
+    name = metric_name(function)
+
+    def whole(targets: np.ndarray, outputs: np.ndarray) -> float:
+        return float(np.asarray(function(targets, outputs), dtype=np.float64).item())
+
+    def per_sample(targets: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        return np.asarray(function(targets, outputs), dtype=np.float64)
+
+    by_sample = False
+    if example is not None:
+        targets, outputs = example()
+        try:
+            shape = np.shape(function(targets, outputs))
+        except Exception:
+            shape = ()  # a few samples may lack a class that, say, an area under a curve needs
+        if shape not in ((), (len(targets),)):
+            raise PipelineError(
+                f"The metric {name!r} must give one value a sample, shape ({len(targets)},) here, "
+                f"or one figure. It gave shape {shape}."
+            )
+        by_sample = shape != ()
+    return Metric(
+        name,
+        higher_is_better,
+        per_sample if by_sample else None,
+        _GIVEN,
+        whole=None if by_sample else whole,
+        custom=True,
+    )
 
 
 def _as_metric(given: Any) -> Any:
@@ -160,18 +319,20 @@ def _higher_is_better(item: Any) -> bool | None:
     return False if any(word in kind for word in _BETTER_LOWER) else None
 
 
-def _metric_name(item: Any) -> str:
+def metric_name(item: Any) -> str:
+    """A readable name for what `Measure` or ``compile`` takes as a metric."""
     if isinstance(item, str):
         return item.lower()
+    item = getattr(item, "func", item)  # of a partial function
     name = getattr(item, "name", None) or getattr(item, "__name__", type(item).__name__)
-    return str(name).lower()
+    return "metric" if name == "<lambda>" else str(name).lower()
 
 
 def _accuracy_metric(task: Task, source: str, note: str = "") -> Metric:
     return Metric("accuracy", True, _accuracy(task), source, note)
 
 
-def _wrapped_metric(item: Any, higher_is_better: bool) -> Metric:
+def _wrapped_metric(item: Any, higher_is_better: bool, source: str) -> Metric:
     function, keywords = item._fn, dict(getattr(item, "_fn_kwargs", {}))
 
     def per_sample(targets: np.ndarray, outputs: np.ndarray) -> np.ndarray:
@@ -184,4 +345,4 @@ def _wrapped_metric(item: Any, higher_is_better: bool) -> Metric:
     def keras(new_name: str) -> Any:
         return type(item).from_config({**item.get_config(), "name": new_name})
 
-    return Metric(str(item.name), higher_is_better, per_sample, "compiled model", keras=keras)
+    return Metric(str(item.name), higher_is_better, per_sample, source, keras=keras)

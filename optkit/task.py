@@ -19,6 +19,7 @@ __all__ = [
     "describe_loss",
     "infer_loss",
     "infer_task",
+    "infer_task_of_outputs",
 ]
 
 Kind = Literal["multiclass", "binary", "multilabel", "regression"]
@@ -152,14 +153,50 @@ def infer_task(model: Any, targets: np.ndarray, loss: Any = None) -> Task:
     Raises:
         DataError: If the output does not fit the targets.
     """
-    shape = signature(model).outputs[0].shape
-    outputs = int(shape[-1]) if len(shape) > 1 and shape[-1] is not None else 1
-    activation = final_activation(model)
     given: Loss | None = None
     if loss is not None:
         given = describe_loss(loss, "Pipeline(loss=…)")
     elif is_compiled(model):
         given = describe_loss(model.loss, "compiled model")
+    shape = signature(model).outputs[0].shape
+    return _infer(shape, final_activation(model), given, _counts_hits(model), targets)
+
+
+def infer_task_of_outputs(outputs: np.ndarray, targets: np.ndarray, loss: Any = None) -> Task:
+    """What a model is for of which only its outputs are known, such as a converted file.
+
+    Rows of probabilities that add up to 1 are taken for those of a softmax. Values from 0 to 1 for
+    targets of 0 and 1 are taken for those of sigmoids. Everything else follows as in `infer_task`.
+
+    Args:
+        outputs: Its outputs on some samples, shape ``(n, …)``.
+        targets: Their targets, shape ``(n,)`` or ``(n, …)``.
+        loss: A loss as ``compile`` takes it; ``None`` for none.
+
+    Raises:
+        DataError: If the output does not fit the targets.
+    """
+    given = describe_loss(loss, "argument `loss`") if loss is not None else None
+    width = outputs.shape[-1] if outputs.ndim > 1 else 1
+    activation = "linear"
+    if outputs.size and outputs.min() >= 0 and outputs.max() <= 1:
+        # A full-integer file rounds each probability to a step of 1/256, so sums are off by some.
+        sums = outputs.sum(axis=-1) if width > 1 else np.zeros(1)
+        if width > 1 and np.all(np.abs(sums - 1) <= 0.02 + width**0.5 / 256):
+            activation = "softmax"
+        elif np.asarray(targets).dtype.kind in "iufb" and _is_zero_one(np.asarray(targets)):
+            activation = "sigmoid"
+    return _infer((None, *outputs.shape[1:]), activation, given, False, targets)
+
+
+def _infer(
+    shape: tuple[int | None, ...],
+    activation: str | None,
+    given: Loss | None,
+    counts_hits: bool,
+    targets: np.ndarray,
+) -> Task:
+    outputs = int(shape[-1]) if len(shape) > 1 and shape[-1] is not None else 1
     family = given.family if given else None
     if given is not None and given.from_logits is not None:
         logits = given.from_logits
@@ -193,7 +230,7 @@ def infer_task(model: Any, targets: np.ndarray, loss: Any = None) -> Task:
         if activation == "softmax" and same_shape:
             return Task("multiclass", outputs, False, logits, outputs)
         if same_shape or (outputs == 1 and sparse_shape):
-            if whole and _is_zero_one(targets) and (activation == "sigmoid" or _counts_hits(model)):
+            if whole and _is_zero_one(targets) and (activation == "sigmoid" or counts_hits):
                 if outputs > 1 and activation != "sigmoid" and np.all(targets.sum(axis=-1) == 1):
                     return Task("multiclass", outputs, False, logits, outputs)
                 kind: Kind = "binary" if outputs == 1 else "multilabel"

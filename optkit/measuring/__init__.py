@@ -1,15 +1,36 @@
-"""Measuring: accuracy, latency, size, parameters and sparsity of any artifact."""
+"""Measuring: accuracy, latency, throughput, memory, size and sparsity of any artifact."""
 
-from optkit.measuring.measurement import Comparison, Layer, Measurement, Throughput
+from optkit.measuring.accuracy import Scores, compare_scores
+from optkit.measuring.alone import Finding, measure
+from optkit.measuring.measurement import (
+    ClassChange,
+    Comparison,
+    Layer,
+    Measurement,
+    Throughput,
+    worst_classes,
+)
+from optkit.measuring.memory import check_device
 from optkit.measuring.meter import Measured, Meter
-from optkit.measuring.statistics import Interval
+from optkit.measuring.settings import Device, Measure
+from optkit.measuring.statistics import Interval, verdict
 
 __all__ = [
+    "ClassChange",
     "Comparison",
+    "Device",
+    "Finding",
     "Interval",
     "Layer",
+    "Measure",
     "Measured",
     "Measurement",
     "Meter",
+    "Scores",
     "Throughput",
+    "check_device",
+    "compare_scores",
+    "measure",
+    "verdict",
+    "worst_classes",
 ]

@@ -1,11 +1,11 @@
-"""Latency of one sample, in a fresh process with a stated number of threads."""
+"""Latency, throughput and memory, in fresh processes with a stated number of threads."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import select
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,9 +18,13 @@ import numpy as np
 from optkit.artifact import Artifact, KerasArtifact, TFLiteArtifact
 from optkit.artifact.base import named_inputs
 from optkit.artifact.keras import inference_function
+from optkit.data import first_leaf
 from optkit.errors import OptkitError
+from optkit.measuring.measurement import Throughput
+from optkit.measuring.memory import Memory, probe_environment, probe_litert
+from optkit.measuring.settings import Device
 from optkit.measuring.statistics import Interval, bootstrap_median, mean_ratio
-from optkit.models import signature
+from optkit.models import mixed_precision_layers, signature
 from optkit.runtime import tensorflow
 
 __all__ = ["Latency", "LatencyProcess", "Speedup"]
@@ -32,18 +36,26 @@ _COPIES = 5
 # What is left of such effects between copies that were loaded earlier and later: one artifact
 # against itself differs by up to so much, so no interval is narrower.
 _RESOLUTION = 0.01
-_SECONDS = 1.0  # for all copies together
 _PRECISION = 0.01
 _MINIMUM_RUNS = 4
+_MEMORY_RUNS = 3
 _ANSWER_WITHIN_SECONDS = 300
+# How far two runs of the same artifact may lie apart, as a share of its largest output. In float32
+# another order of summation changes the fifth digit of a deep model's outputs; another model
+# changes the first. Eight-bit activations are rounded to 1/127 of their range, and one that lies on
+# the edge of two steps may fall to either.
+_ROUNDING = 1e-3
+_COARSE_ROUNDING = 2 / 127
+_QUANTIZED_TYPES = ("int4", "int8", "uint8", "int16", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Time of one sample, in milliseconds."""
+    """Time of one call, in milliseconds."""
 
     median_ms: float
     p90_ms: float
+    p99_ms: float
     ci: Interval
 
 
@@ -55,24 +67,40 @@ class Speedup:
     ci: Interval
 
 
+@dataclass(frozen=True)
+class _Files:
+    """An artifact as the measuring processes read it."""
+
+    folder: Path
+    kind: str
+    path: Path
+    inputs: Path
+
+
 class LatencyProcess:
     """A worker process that holds artifacts and times them, kept for a whole run.
 
     A Keras model runs there as a ``tf.function`` on a fixed input signature, a flatbuffer in
-    LiteRT; both take and give NumPy arrays in the types that they are stored with.
+    LiteRT; both take and give NumPy arrays in the types that they are stored with. What each gives
+    is compared with what `Artifact.predict` gives, so that nothing else than the artifact is timed.
 
     Args:
-        threads: Threads for either runtime, set before it starts.
-        sample: One sample of the inputs, shape ``(1, …)`` each; it pins open dimensions.
+        device: Threads and cores, set before either runtime starts. Its limit of memory applies to
+            `memory` alone.
+        sample: The samples of one call, shape ``(batch_size, …)`` each; they pin open dimensions.
+        seconds: Time to spend on the copies of one artifact, together.
+        keras: Whether Keras artifacts are to come, for which TensorFlow is imported at the start.
     """
 
-    def __init__(self, threads: int, sample: Any):
-        self.threads = threads
+    def __init__(self, device: Device, sample: Any, *, seconds: float = 1.0, keras: bool = True):
+        self.device, self.seconds, self.keras = device, seconds, keras
+        self.batch_size = len(first_leaf(sample))
         self._sample = sample
         self._folder = tempfile.TemporaryDirectory(prefix="optkit-")
         self._process: subprocess.Popen[str] | None = None
         self._failure = ""
         self._log = Path(self._folder.name) / "worker.log"
+        self._files: dict[str, _Files] = {}
 
     def __enter__(self) -> LatencyProcess:
         return self
@@ -84,22 +112,21 @@ class LatencyProcess:
         """Starts the process, which then loads its libraries beside the caller's work."""
         if self._process is not None:
             return
-        package_parent = str(Path(__file__).resolve().parents[2])
-        search = os.pathsep.join([package_parent, *(path for path in sys.path if path)])
-        # Nothing but latency is measured there: keep it to the processor and quiet.
-        environment = os.environ | {
-            "PYTHONPATH": search,
-            "CUDA_VISIBLE_DEVICES": "-1",
-            "TF_CPP_MIN_LOG_LEVEL": "3",
+        settings = {
+            "threads": self.device.threads,
+            "cpus": self.device.cpus,
+            "keras": self.keras,
+            "runs": _MEMORY_RUNS,
         }
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "optkit.measuring.worker", str(self.threads)],
+                [sys.executable, "-m", "optkit.measuring.worker", json.dumps(settings)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=environment,
+                # Nothing but measuring is done there: keep it to the processor and quiet.
+                env=probe_environment(self.device.threads),
             )
 
     def close(self) -> None:
@@ -144,33 +171,66 @@ class LatencyProcess:
             raise OptkitError(f"The measuring process could not do it: {answer['error']}")
         return answer
 
+    def _write(self, key: str, artifact: Artifact) -> _Files:
+        if key in self._files:
+            return self._files[key]
+        folder = Path(self._folder.name) / key
+        folder.mkdir()
+        try:
+            if isinstance(artifact, KerasArtifact):
+                inputs = self._save_function(artifact, folder / "model")
+                path = folder / "model"
+            elif isinstance(artifact, TFLiteArtifact):
+                path = artifact.save(folder / "model.tflite")
+                named = named_inputs(self._sample, [port.name for port in artifact.inputs])
+                inputs = [port.quantize(named[port.name]) for port in artifact.inputs]
+            else:
+                raise OptkitError(
+                    f"A {artifact.kind} artifact has no runtime that can be measured."
+                )
+            np.savez(folder / "inputs.npz", *inputs)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        self._files[key] = _Files(folder, artifact.kind, path, folder / "inputs.npz")
+        return self._files[key]
+
     def load(self, key: str, artifact: Artifact) -> None:
         """Hands an artifact to the process under a name.
 
         Raises:
-            OptkitError: If the artifact cannot be run there.
+            OptkitError: If the artifact cannot be run there, or if what ran there gave other
+                outputs than the artifact.
         """
-        folder = Path(self._folder.name) / key
-        folder.mkdir()
-        if isinstance(artifact, KerasArtifact):
-            inputs = self._save_function(artifact, folder / "model")
-            path = folder / "model"
-        elif isinstance(artifact, TFLiteArtifact):
-            path = artifact.save(folder / "model.tflite")
-            named = named_inputs(self._sample, [port.name for port in artifact.inputs])
-            inputs = [port.quantize(named[port.name]) for port in artifact.inputs]
-        else:
-            raise OptkitError(f"The latency of a {artifact.kind} artifact cannot be measured.")
-        stored = folder / "inputs.npz"
-        np.savez(stored, *inputs)
+        files = self._write(key, artifact)
+        outputs = files.folder / "outputs.npz"
         self._ask(
             command="load",
             key=key,
-            kind=artifact.kind,
-            path=str(path),
-            inputs=str(stored),
+            kind=files.kind,
+            path=str(files.path),
+            inputs=str(files.inputs),
+            outputs=str(outputs),
             copies=_COPIES,
         )
+        with np.load(outputs) as stored:
+            for name in stored.files:
+                _check_same(artifact, self._sample, stored[name])
+
+    def memory(self, key: str, artifact: Artifact) -> Memory:
+        """Peak memory of a fresh process that loads and runs an artifact.
+
+        A Keras artifact is run without the device's limit of memory.
+
+        Raises:
+            DoesNotFitError: If the artifact does not fit in the device's memory.
+            OptkitError: If it cannot be run.
+        """
+        files = self._write(key, artifact)
+        if files.kind == "tflite":
+            return probe_litert(files.path, files.inputs, self.device)
+        answer = self._ask(command="memory", path=str(files.path), inputs=str(files.inputs))
+        return Memory(**answer)
 
     def _save_function(self, artifact: KerasArtifact, path: Path) -> list[np.ndarray]:
         """Saves the model as one traced function, which needs no Python class to load."""
@@ -181,7 +241,7 @@ class LatencyProcess:
         module = tf.Module()
         module.held = list(artifact.model.variables)
         module.run = inference_function(
-            artifact.model, batch=1, shapes=tuple(value.shape[1:] for value in inputs)
+            artifact.model, batch=self.batch_size, shapes=tuple(value.shape[1:] for value in inputs)
         )
         try:
             tf.saved_model.save(module, str(path))
@@ -192,15 +252,44 @@ class LatencyProcess:
         return inputs
 
     def unload(self, key: str) -> None:
-        """Forgets an artifact."""
-        self._ask(command="unload", key=key)
+        """Forgets an artifact and removes its files."""
+        files = self._files.pop(key, None)
+        if files is not None:
+            shutil.rmtree(files.folder, ignore_errors=True)
+        if self._process is not None:
+            self._ask(command="unload", key=key)
+
+    def throughput(self, key: str, callers: int) -> Throughput:
+        """Lets parallel callers use a loaded artifact, each waiting for its answer.
+
+        Args:
+            key: The name it was loaded under.
+            callers: How many callers, at least 1. In LiteRT each has an interpreter of its own.
+
+        Raises:
+            OptkitError: If no request was answered.
+        """
+        found = self._ask(command="throughput", key=key, callers=callers, seconds=self.seconds)
+        times, errors = np.array(found["times"]), found["errors"]
+        if not len(times):
+            raise OptkitError(f"All {errors} requests failed, the last with {found['last_error']}.")
+        p50, p95, p99 = np.percentile(times * 1e3, [50, 95, 99])
+        return Throughput(
+            callers=callers,
+            batch_size=self.batch_size,
+            requests_per_second=len(times) / found["seconds"],
+            p50_ms=float(p50),
+            p95_ms=float(p95),
+            p99_ms=float(p99),
+            error_rate=errors / (errors + len(times)),
+        )
 
     def _times(self, keys: list[str]) -> list[list[np.ndarray]]:
         """For each copy, the times of each key in seconds, in order."""
         answer = self._ask(
             command="time",
             keys=keys,
-            seconds=_SECONDS / _COPIES,
+            seconds=self.seconds / _COPIES,
             precision=_PRECISION,
             minimum=_MINIMUM_RUNS,
         )
@@ -232,7 +321,33 @@ def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
 
 def _latency(seconds: np.ndarray) -> Latency:
     milliseconds = seconds * 1e3
-    low, high = bootstrap_median(milliseconds)
-    return Latency(
-        float(np.median(milliseconds)), float(np.percentile(milliseconds, 90)), (low, high)
-    )
+    median, p90, p99 = (float(value) for value in np.percentile(milliseconds, [50, 90, 99]))
+    return Latency(median, p90, p99, bootstrap_median(milliseconds))
+
+
+def _check_same(artifact: Artifact, sample: Any, outputs: np.ndarray) -> None:
+    """Holds what ran in the process to what the artifact itself gives for the same samples."""
+    expected = artifact.predict(sample, batch_size=len(first_leaf(sample)))
+    step = 0.0
+    if isinstance(artifact, TFLiteArtifact):
+        step = artifact.outputs[0].scale
+        outputs = artifact.outputs[0].dequantize(outputs)
+    if outputs.shape != expected.shape:
+        raise OptkitError(
+            "The measuring process ran something else than the artifact: its outputs have shape "
+            f"{outputs.shape}, those of the artifact {expected.shape}."
+        )
+    share = _COARSE_ROUNDING if _computes_coarsely(artifact) else _ROUNDING
+    allowed = max(2 * step, share * float(np.max(np.abs(expected), initial=0.0)), 1e-6)
+    apart = float(np.max(np.abs(outputs.astype(np.float64) - expected), initial=0.0))
+    if not apart <= allowed:
+        raise OptkitError(
+            "The measuring process ran something else than the artifact: for the same samples its "
+            f"outputs are up to {apart:.3g} apart, where rounding explains {allowed:.3g}."
+        )
+
+
+def _computes_coarsely(artifact: Artifact) -> bool:
+    if isinstance(artifact, KerasArtifact):
+        return bool(mixed_precision_layers(artifact.model))
+    return any(layer.dtype in _QUANTIZED_TYPES for layer in artifact.layers() or ())

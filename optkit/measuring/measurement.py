@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from optkit.measuring.statistics import Interval
+from optkit import _validate
+from optkit.measuring.statistics import Interval, verdict
 
-__all__ = ["Comparison", "Layer", "Measurement", "Throughput"]
+__all__ = [
+    "ClassChange",
+    "Comparison",
+    "Layer",
+    "Measurement",
+    "Throughput",
+    "worst_classes",
+]
 
 
 @dataclass(frozen=True)
@@ -64,9 +72,10 @@ class Measurement:
     Attributes:
         accuracy: The metric, on the split that is reported; classification accuracy in ``[0, 1]``
             unless the report names another metric.
-        accuracy_ci: Its interval.
+        accuracy_ci: Its interval; ``None`` also where the metric has none on so few samples.
         samples: Number of samples it was measured on.
-        per_class: Accuracy by class (by label, for several labels).
+        per_class: Classification accuracy by true class (by label, for several labels), whatever
+            the metric is.
         class_samples: Number of samples of each class.
         latency_ms: Median time of one call, in milliseconds: of one sample, unless the run was
             asked to measure larger batches.
@@ -135,3 +144,76 @@ class Comparison:
     speedup_ci: Interval | None = None
     accuracy_change: float | None = None
     accuracy_change_ci: Interval | None = None
+
+    @property
+    def verdict(self) -> str | None:
+        """``"faster"``, ``"slower"`` or ``"no measurable change"``; ``None`` if not measured."""
+        return verdict(self.speedup_ci)
+
+
+class ClassChange(NamedTuple):
+    """What became of one class.
+
+    Attributes:
+        name: Its name, or its number.
+        before: Its accuracy in the baseline; ``None`` if not measured.
+        after: Its accuracy.
+        change: The difference; ``None`` if not known.
+        samples: Samples it was measured on; ``None`` if not known.
+    """
+
+    name: str
+    before: float | None
+    after: float
+    change: float | None
+    samples: int | None
+
+
+def worst_classes(
+    baseline: Measurement | None, after: Measurement, count: int = 5
+) -> list[ClassChange]:
+    """The long tail: the classes that a mean hides.
+
+    Half of them are those that lost most, the rest those with the lowest accuracy, each once;
+    the lowest accuracy comes first, and of equal ones the greater loss.
+
+    Args:
+        baseline: Figures to compare with; ``None`` for none.
+        after: Figures with `Measurement.per_class`; without them the list is empty.
+        count: How many at most, at least 1.
+
+    Example:
+        >>> from optkit.measuring import Measurement, worst_classes
+        >>> before = Measurement(per_class={"cat": 0.9, "dog": 0.9, "eel": 0.6})
+        >>> after = Measurement(per_class={"cat": 0.9, "dog": 0.7, "eel": 0.6})
+        >>> [(worst.name, round(worst.change, 2)) for worst in worst_classes(before, after, 2)]
+        [('eel', 0.0), ('dog', -0.2)]
+    """
+    _validate.integer("count", count, minimum=1)
+    known = (baseline.per_class or {}) if baseline is not None else {}
+    numbers = after.class_samples or {}
+    classes = [
+        ClassChange(
+            name,
+            known.get(name),
+            value,
+            value - known[name] if name in known else None,
+            numbers.get(name),
+        )
+        for name, value in (after.per_class or {}).items()
+    ]
+    lost = sorted(
+        (item for item in classes if item.change is not None and item.change < 0),
+        key=lambda item: item.change or 0.0,
+    )
+    chosen = lost[: (count + 1) // 2]
+    for item in sorted(classes, key=_lowest_first):
+        if len(chosen) >= count:
+            break
+        if item not in chosen:
+            chosen.append(item)
+    return sorted(chosen, key=_lowest_first)
+
+
+def _lowest_first(item: ClassChange) -> tuple[float, float]:
+    return item.after, item.change or 0.0

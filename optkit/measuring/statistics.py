@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
+import warnings
+from collections.abc import Callable
 
 import numpy as np
 
@@ -10,11 +13,14 @@ __all__ = [
     "Interval",
     "bootstrap_mean",
     "bootstrap_median",
+    "bootstrap_whole",
     "is_binary",
     "mean_interval",
     "mean_ratio",
     "paired_change",
     "unpaired_change",
+    "verdict",
+    "whole_change",
     "wilson",
 ]
 
@@ -23,6 +29,10 @@ Interval = tuple[float, float]
 
 _Z = 1.959963984540054  # the 97.5 % point of the normal distribution
 _RESAMPLES = 2000
+# A figure of the whole set is computed anew for every resample, by a function that may be slow.
+_WHOLE_RESAMPLES = 1000
+_WHOLE_SECONDS = 5.0
+_WHOLE_MINIMUM = 50
 _SEED = 20140131  # intervals of the same figures are the same
 
 
@@ -121,3 +131,89 @@ def paired_change(before: np.ndarray, after: np.ndarray) -> tuple[float, Interva
     centre = (gained - lost) / n
     half = _Z * math.sqrt(max(gained + lost - (gained - lost) ** 2 / n, 0.0)) / n
     return change, (max(-1.0, centre - half), min(1.0, centre + half))
+
+
+#: A figure of ``(y_true, y_pred)`` that is no mean over samples, such as F1.
+Whole = Callable[[np.ndarray, np.ndarray], float]
+
+
+def bootstrap_whole(whole: Whole, targets: np.ndarray, outputs: np.ndarray) -> Interval | None:
+    """Percentile bootstrap interval of a figure of the whole set.
+
+    Resamples for which the figure is not defined (of one class alone, say) are left out.
+
+    Args:
+        whole: Function of ``(y_true, y_pred)`` to one figure.
+        targets: Shape ``(n, …)``.
+        outputs: Of the same samples in the same order.
+
+    Returns:
+        The interval; ``None`` where fewer than 50 resamples have the figure.
+    """
+    n = len(targets)
+
+    def draw(rng: np.random.Generator) -> float:
+        rows = rng.integers(0, n, n)
+        return whole(targets[rows], outputs[rows])
+
+    return _percentiles(draw)
+
+
+def whole_change(
+    whole: Whole,
+    before: tuple[np.ndarray, np.ndarray],
+    after: tuple[np.ndarray, np.ndarray],
+    *,
+    paired: bool,
+) -> Interval | None:
+    """Percentile bootstrap interval of the change of a figure of the whole set.
+
+    Args:
+        whole: Function of ``(y_true, y_pred)`` to one figure.
+        before: Targets and outputs.
+        after: Targets and outputs; the same samples in the same order where ``paired``.
+        paired: Whether each resample draws the same samples on both sides.
+
+    Returns:
+        The interval; ``None`` where fewer than 50 resamples have the figure.
+    """
+
+    def draw(rng: np.random.Generator) -> float:
+        rows = rng.integers(0, len(before[0]), len(before[0]))
+        others = rows if paired else rng.integers(0, len(after[0]), len(after[0]))
+        return whole(after[0][others], after[1][others]) - whole(before[0][rows], before[1][rows])
+
+    return _percentiles(draw)
+
+
+def _percentiles(draw: Callable[[np.random.Generator], float]) -> Interval | None:
+    rng = np.random.default_rng(_SEED)
+    end = time.monotonic() + _WHOLE_SECONDS
+    figures: list[float] = []
+    for done in range(_WHOLE_RESAMPLES):
+        if done >= _WHOLE_MINIMUM and time.monotonic() > end:
+            break
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of resamples that lack a class
+                figure = float(draw(rng))
+        except Exception:
+            continue  # it was computed for the split itself; this resample does not allow it
+        if math.isfinite(figure):
+            figures.append(figure)
+    if len(figures) < _WHOLE_MINIMUM:
+        return None
+    low, high = np.percentile(figures, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def verdict(speedup_ci: Interval | None) -> str | None:
+    """What the interval of a speedup says; ``None`` where it was not measured.
+
+    >>> verdict((1.2, 1.4)), verdict((0.7, 0.9)), verdict((0.9, 1.1))
+    ('faster', 'slower', 'no measurable change')
+    """
+    if speedup_ci is None:
+        return None
+    low, high = speedup_ci
+    return "faster" if low > 1 else "slower" if high < 1 else "no measurable change"

@@ -1,4 +1,4 @@
-"""The process in which latency is measured: ``python -m optkit.measuring.worker THREADS``.
+"""The process in which artifacts are timed: ``python -m optkit.measuring.worker SETTINGS``.
 
 A process of its own, because TensorFlow refuses to change its threads once started. It reads one
 JSON request a line from standard input and answers each with one line on what was its standard
@@ -10,11 +10,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from optkit.measuring.probe import limit
+from optkit.measuring.zygote import Zygote
 
 Runner = Callable[[], Any]
 
@@ -35,6 +39,7 @@ def _keras_runner(path: str, inputs: list[np.ndarray], threads: int) -> Runner:
         return function(*[tf.constant(value) for value in inputs]).numpy()
 
     run.module = module  # type: ignore[attr-defined]  # holds the variables
+    run.shared = True  # type: ignore[attr-defined]  # one function serves callers in parallel
     return run
 
 
@@ -115,40 +120,144 @@ def time_in_turns(
             return times
 
 
+def time_callers(runners: list[Runner], *, seconds: float) -> dict[str, Any]:
+    """Lets parallel callers ask, each again as soon as it is answered.
+
+    Args:
+        runners: One for each caller.
+        seconds: How long to go on asking.
+
+    Returns:
+        ``seconds`` from the first question to the last answer, ``times`` of the answered requests
+        in seconds, number of ``errors``, and the ``last_error`` in words.
+    """
+    for run in runners:
+        try:
+            _warm_up(run, seconds / 10)
+        except Exception:
+            break  # it is counted below
+    times: list[list[float]] = [[] for _ in runners]
+    errors: list[Exception] = []
+    gate = threading.Barrier(len(runners) + 1)
+
+    def call(run: Runner, mine: list[float]) -> None:
+        gate.wait()
+        end = time.perf_counter() + seconds
+        began = time.perf_counter()
+        while began < end:
+            try:
+                run()
+            except Exception as error:
+                errors.append(error)
+            else:
+                mine.append(time.perf_counter() - began)
+            began = time.perf_counter()
+
+    callers = [
+        threading.Thread(target=call, args=pair, daemon=True)
+        for pair in zip(runners, times, strict=True)
+    ]
+    for caller in callers:
+        caller.start()
+    gate.wait()
+    start = time.perf_counter()
+    for caller in callers:
+        caller.join()
+    return {
+        "seconds": time.perf_counter() - start,
+        "times": [value for mine in times for value in mine],
+        "errors": len(errors),
+        "last_error": f"{type(errors[-1]).__name__}: {errors[-1]}" if errors else None,
+    }
+
+
+def _read_inputs(path: str) -> list[np.ndarray]:
+    with np.load(path) as stored:
+        return [stored[name] for name in stored.files]
+
+
+class _Server:
+    """What the process holds, and a method for each command."""
+
+    def __init__(self, threads: int, zygote: Zygote | None):
+        self.threads, self.zygote = threads, zygote
+        self.copies: dict[str, list[Runner]] = {}
+        self.loaders: dict[str, Callable[[], Runner]] = {}
+
+    def load(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Loads copies of an artifact, and writes what each of them gives."""
+        inputs = _read_inputs(request["inputs"])
+        load = {"keras": _keras_runner, "tflite": _tflite_runner}[request["kind"]]
+        key = request["key"]
+        self.loaders[key] = lambda: load(request["path"], inputs, self.threads)
+        self.copies[key] = [self.loaders[key]() for _ in range(request["copies"])]
+        np.savez(request["outputs"], *[run() for run in self.copies[key]])
+        return {}
+
+    def unload(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Forgets an artifact."""
+        self.copies.pop(request["key"], None)
+        self.loaders.pop(request["key"], None)
+        return {}
+
+    def time(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Times artifacts in turns, copy by copy."""
+        chosen = zip(*(self.copies[key] for key in request["keys"]), strict=True)
+        settings = {name: request[name] for name in ("seconds", "precision", "minimum")}
+        return {"times": [time_in_turns(list(runners), **settings) for runners in chosen]}
+
+    def throughput(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Lets parallel callers use an artifact."""
+        key = request["key"]
+        runners = self.copies[key][: request["callers"]]
+        if getattr(runners[0], "shared", False):
+            runners = runners[:1] * request["callers"]
+        while len(runners) < request["callers"]:
+            runners.append(self.loaders[key]())
+        return time_callers(runners, seconds=request["seconds"])
+
+    def memory(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Measures the memory of a Keras artifact in a fresh process."""
+        if self.zygote is None:
+            raise ValueError("this process was started without TensorFlow")
+        return self.zygote.question(path=request["path"], inputs=request["inputs"])
+
+    def device(self, request: dict[str, Any]) -> dict[str, Any]:
+        """What this process may use, as the operating system says."""
+        available = getattr(os, "sched_getaffinity", None)
+        return {"cpus": len(available(0)) if available else os.cpu_count()}
+
+
 def main() -> None:
     """Serves requests until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    threads = int(sys.argv[1])
-    copies: dict[str, list[Runner]] = {}
-    loaders = {"keras": _keras_runner, "tflite": _tflite_runner}
+    settings = json.loads(sys.argv[1])
+    limit(settings["cpus"])
+    zygote = None
+    if settings["keras"]:
+        import tensorflow  # noqa: F401 (which takes seconds; nothing of it is started)
+
+        if os.path.exists("/proc/self/pagemap"):
+
+            def work(question: dict[str, Any]) -> Runner:
+                inputs = _read_inputs(question["inputs"])
+                run = _keras_runner(question["path"], inputs, settings["threads"])
+                for _ in range(settings["runs"]):
+                    run()
+                return run
+
+            # Before anything is loaded, and without the ends of pipes that are for this process.
+            zygote = Zygote(work, close=(0, answers.fileno()))
+    server = _Server(settings["threads"], zygote)
+    commands = {
+        name: getattr(server, name)
+        for name in ("load", "unload", "time", "throughput", "memory", "device")
+    }
     for line in sys.stdin:
         try:
             request = json.loads(line)
-            if request["command"] == "load":
-                with np.load(request["inputs"]) as stored:
-                    inputs = [stored[name] for name in stored.files]
-                load = loaders[request["kind"]]
-                copies[request["key"]] = [
-                    load(request["path"], inputs, threads) for _ in range(request["copies"])
-                ]
-                answer: dict[str, Any] = {}
-            elif request["command"] == "unload":
-                copies.pop(request["key"], None)
-                answer = {}
-            else:
-                chosen = zip(*(copies[key] for key in request["keys"]), strict=True)
-                answer = {
-                    "times": [
-                        time_in_turns(
-                            list(runners),
-                            seconds=request["seconds"],
-                            precision=request["precision"],
-                            minimum=request["minimum"],
-                        )
-                        for runners in chosen
-                    ]
-                }
+            answer = commands[request["command"]](request)
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(answer) + "\n")
