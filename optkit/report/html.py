@@ -12,22 +12,30 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from optkit.measuring import Interval, Measurement
+from optkit.measuring import Interval, Layer, Measurement
+from optkit.report.classes import ClassFigures, class_figures
 from optkit.report.report import Report, Row
 from optkit.report.text import (
     HEADINGS,
     cells,
     footnotes,
+    gains,
+    goal_text,
     heading,
     headline,
+    in_words,
     is_share,
     metric_value,
     milliseconds,
+    share,
+    size,
+    stages,
 )
 
-__all__ = ["to_html"]
+__all__ = ["comparison_html", "to_html"]
 
 _CLASSES = 20  # rows of the table of classes at most
+_LAYERS = 400  # rows of a table of layers at most
 
 
 def to_html(report: Report, *, page: bool) -> str:
@@ -38,35 +46,87 @@ def to_html(report: Report, *, page: bool) -> str:
 
     Args:
         report: The report.
-        page: Whether to give a whole document, with the plot in it, or a fragment that a notebook
+        page: Whether to give a whole document, with the plots in it, or a fragment that a notebook
             shows, which takes its colours from the notebook.
 
     Returns:
         The HTML.
     """
-    return _template().render(
+    from optkit.report.style import without_glyph_warnings
+
+    with without_glyph_warnings():
+        return _render(report, page=page)
+
+
+def _render(report: Report, *, page: bool) -> str:
+    further = _further(report) if page else []
+    return _template("template.html").render(
         page=page,
+        words=in_words(report),
         headline=headline(report) or "Nothing was measured.",
-        headings=[title.replace(" ±", " [").replace("95 %", "95 %]") for title in heading(report)],
-        stages=[_stage(report, None), *(_stage(report, row) for row in report.rows)],
+        gains=gains(report),
+        goals=[(goal.met, goal_text(report, goal)) for goal in report.goals],
+        headings=[
+            *(title.replace(" ±", " [").replace("95 %", "95 %]") for title in heading(report)),
+            *(title for title, _ in further),
+        ],
+        stages=[_stage(report, row, further) for row in stages(report)],
         notes=footnotes(report),
-        plot=_svg(report) if page else None,
+        plots=_pareto(report) if page else [],
         classes=_classes(report),
+        classes_plot=_classes_plot(report) if page else None,
+        layers=_layers(report) if page else [],
+        curves=_curves(report) if page else [],
         rows=report.rows,
-        environment=report.environment,
+        pipeline=_pipeline(report),
+        environment={key: value for key, value in report.environment.items() if key != "pipeline"},
     )
+
+
+def comparison_html(
+    settings: list[tuple[str, ...]], figures: list[tuple[str, ...]], remarks: list[str]
+) -> str:
+    """Two tables of text, each with its heading first, as a fragment for a notebook."""
+    return _template("comparison.html").render(tables=(settings, figures), remarks=remarks)
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def _template(name: str) -> jinja2.Template:
+    folder = resources.files("optkit.report")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(lambda file: folder.joinpath(file).read_text("utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    source = resources.files("optkit.report").joinpath("template.html").read_text(encoding="utf-8")
-    return environment.from_string(source)
+    return environment.get_template(name)
 
 
-def _stage(report: Report, row: Row | None) -> dict[str, Any]:
+#: Columns that only the page has room for, where they were measured.
+_FURTHER: tuple[tuple[str, Callable[[Measurement], str]], ...] = (
+    ("p90 ms", lambda figures: milliseconds(figures.latency_p90_ms)),
+    ("p99 ms", lambda figures: milliseconds(figures.latency_p99_ms)),
+    ("peak memory", lambda figures: size(figures.peak_memory_bytes)),
+    (
+        "requests/s",
+        lambda figures: (
+            f"{figures.throughput.requests_per_second:.4g}" if figures.throughput else "–"
+        ),
+    ),
+)
+
+
+def _further(report: Report) -> list[tuple[str, Callable[[Measurement], str]]]:
+    measured = [report.baseline, *(row.after for row in stages(report) if row and row.after)]
+    return [
+        (title, form) for title, form in _FURTHER if any(form(item) != "–" for item in measured)
+    ]
+
+
+def _stage(
+    report: Report, row: Row | None, further: list[tuple[str, Callable[[Measurement], str]]]
+) -> dict[str, Any]:
     """A line of the table: each figure with the interval that goes below it."""
     measured = (report.baseline if row is None else row.after) or Measurement()
     texts = dict(zip(HEADINGS, cells(report, row), strict=True))
@@ -88,20 +148,21 @@ def _stage(report: Report, row: Row | None) -> dict[str, Any]:
         value, _, margin = texts[title].partition(" ± ")
         unclear = " =" if margin.endswith("=") else ""
         figures.append((value + unclear, intervals.get(title, "")))
+    figures += [(form(measured), "") for _, form in further]
     return {
-        "index": "" if row is None else row.index,
+        "index": texts["#"],
         "name": "baseline" if row is None else row.name,
         # What went as it should needs no mark.
         "mark": "" if row is None or row.status == "ok" else row.status,
-        "style": _style(row),
+        "style": _style(report, row),
         "figures": figures,
     }
 
 
-def _style(row: Row | None) -> str:
-    if row is None:
+def _style(report: Report, row: Row | None) -> str:
+    if row is None or row is report.runtime_baseline:
         return "baseline"
-    return {"ok": "", "recipe": "recipe"}.get(row.status, "lost")
+    return {"ok": "", "recipe": "recipe", "skipped": "recipe"}.get(row.status, "lost")
 
 
 def _interval(interval: Interval | None, form: Callable[[float], str]) -> str:
@@ -110,50 +171,139 @@ def _interval(interval: Interval | None, form: Callable[[float], str]) -> str:
 
 def _classes(report: Report) -> dict[str, Any] | None:
     """The classes with their figures before and after, the worst changes where there are many."""
-    measured = any(row.after is not None for row in report.rows)
-    first = report.baseline.per_class or {}
-    last = (report.final.per_class or {}) if measured else {}
-    names = list(dict.fromkeys([*first, *last]))
-    if not names:
+    classes = class_figures(report)
+    if not classes:
         return None
-    changes = {name: last[name] - first[name] for name in names if name in first and name in last}
-    caption = ""
-    if len(names) > _CLASSES:
-        sign = 1 if report.higher_is_better else -1
+    caption, total = "", len(classes)
+    if total > _CLASSES:
+        changed = any(item.change is not None for item in classes)
         # Classes without a change come last; sorting keeps the order of equal ones.
-        names.sort(key=lambda name: (name not in changes, sign * changes.get(name, 0.0)))
-        which = "that changed most for the worse" if changes else "that come first"
-        caption = f"The {_CLASSES} of {len(names)} classes {which}."
-        names = names[:_CLASSES]
-    factor, digits = (100, ".1f") if is_share(report) else (1, ".3g")
+        classes.sort(key=lambda item: (item.change is None, item.change or 0.0))
+        which = "that changed most for the worse" if changed else "that come first"
+        caption = f"The {_CLASSES} of {total} classes {which}."
     return {
         "caption": caption,
-        "rows": [
-            (
-                name,
-                metric_value(report, first.get(name)),
-                metric_value(report, last.get(name)),
-                f"{factor * changes[name]:+{digits}}" if name in changes else "–",
-            )
-            for name in names
-        ],
+        "numbered": any(item.samples for item in classes),
+        "rows": [_class_row(item) for item in classes[:_CLASSES]],
     }
 
 
-def _svg(report: Report) -> Markup:
-    """The plot as an SVG element that takes the page's text colour.
+def _class_row(item: ClassFigures) -> dict[str, Any]:
+    ends = item.change_ci
+    return {
+        "name": item.name,
+        "samples": item.samples or "–",
+        "before": share(item.before),
+        "after": share(item.after),
+        "change": "–" if item.change is None else f"{100 * item.change:+.1f}",
+        "interval": _interval(ends, lambda value: f"{100 * value:+.1f}"),
+        "lost": ends is not None and ends[1] < 0,
+    }
 
-    matplotlib escapes the text it writes, so the element is safe as it is.
+
+def _layers(report: Report) -> list[dict[str, Any]]:
+    """A table of layers for the baseline, and one for what is to be deployed."""
+    sides = [("baseline", report.baseline.layers)]
+    if report.final_row is not None:
+        sides.insert(0, ("final", report.final.layers))
+    tables = []
+    for title, layers in sides:
+        if not layers:
+            continue
+        largest = max(layer.bytes for layer in layers) or 1
+        tables.append(
+            {
+                "title": title,
+                "caption": f"The first {_LAYERS} of {len(layers)}." * (len(layers) > _LAYERS),
+                "count": len(layers),
+                "total": size(sum(layer.bytes for layer in layers)),
+                "rows": [_layer_row(layer, largest) for layer in layers[:_LAYERS]],
+            }
+        )
+    return tables
+
+
+def _layer_row(layer: Layer, largest: int) -> dict[str, Any]:
+    return {
+        # An operator is called by all layers that were fused into it.
+        "names": layer.name.split(";"),
+        "kind": layer.kind,
+        "parameters": f"{layer.parameters:,}" if layer.parameters else "–",
+        "bytes": size(layer.bytes) if layer.bytes else "–",
+        "share": round(100 * layer.bytes / largest, 1),
+        "sparsity": "–" if layer.sparsity is None else f"{100 * layer.sparsity:.1f} %",
+        "dtype": layer.dtype or "–",
+    }
+
+
+def _pipeline(report: Report) -> str | None:
+    """The pipeline as the call that makes it."""
+    source = report.environment.get("pipeline")
+    return source if isinstance(source, str) else None
+
+
+def _pareto(report: Report) -> list[Markup]:
+    """Each side as a picture of its own: below one another where the screen is narrow."""
+    from optkit.report.pareto import SIDES, draw_pareto
+
+    pictures = []
+    for side in SIDES:
+        figure = _figure(4.6, 3.6)
+        draw_pareto(report, [(figure.subplots(), side)])
+        pictures.append(_svg(figure, side))
+    return pictures
+
+
+def _classes_plot(report: Report) -> Markup | None:
+    from optkit.report.pictures import draw_classes, height_of_classes
+
+    if report.final_row is None or not class_figures(report):
+        return None
+    figure = _figure(4.6, height_of_classes(report))
+    draw_classes(report, figure.subplots())
+    return _svg(figure, "classes")
+
+
+def _curves(report: Report) -> list[tuple[str, Markup]]:
+    from optkit.report.pictures import draw_training, trainings
+
+    pictures = []
+    for number, training in enumerate(trainings(report), 1):
+        count = len(training.groups)
+        figure = _figure(3.2, 0.6 + 1.6 * count)
+        draw_training(training, figure.subplots(count, 1, squeeze=False)[:, 0])
+        pictures.append((training.name, _svg(figure, f"training{number}")))
+    return pictures
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def _svg(figure: Any, name: str) -> Markup:
+    """A plot as an SVG element that takes the page's text colour.
+
+    matplotlib escapes the text it writes, so the element is safe as it is. Text stays text: the
+    browser writes it in its own fonts, which know all scripts, and it can be searched for.
     """
-    from optkit.report.plot import INK, plot
+    import matplotlib
+
+    from optkit.report.style import INK
 
     buffer = io.StringIO()
     # Without metadata no prose and no addresses get into the page.
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    plot(report).savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     picture = buffer.getvalue()
     picture = picture[picture.index("<svg") :]  # what stands before it belongs to a file of its own
     picture = re.sub(r"<!--.*?-->\s*", "", picture, flags=re.DOTALL)
     # A style sheet inside an inlined picture would hold for the whole page.
     picture = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", picture, flags=re.DOTALL)
+    # Names within a picture must be unique in the whole page.
+    picture = re.sub(r' id="', f' id="{name}-', picture)
+    picture = picture.replace('xlink:href="#', f'xlink:href="#{name}-')
+    picture = picture.replace("url(#", f"url(#{name}-")
     return Markup(re.sub(rf"\b(fill|stroke): {INK}\b", r"\1: currentColor", picture))

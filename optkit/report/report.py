@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,15 +14,27 @@ from typing import TYPE_CHECKING, Any
 from optkit.artifact.base import write_atomically
 from optkit.errors import OptkitError
 from optkit.goals import Goal
-from optkit.measuring import Interval, Measurement
+from optkit.measuring import Interval, Measurement, Throughput
 
 if TYPE_CHECKING:
     import pandas
-    from matplotlib.figure import Figure
+
+    from optkit.report.compare import ReportComparison
 
 __all__ = ["Report", "Row"]
 
 _FORMAT = 1
+_THROUGHPUT = tuple(field.name for field in dataclasses.fields(Throughput))
+#: Figures of a row that are not its measurement's.
+_FIGURES = (
+    "validation_before",
+    "validation_after",
+    "accuracy_change",
+    "accuracy_change_ci",
+    "speedup",
+    "speedup_ci",
+    "seconds",
+)
 
 
 @dataclass(frozen=True)
@@ -79,6 +93,9 @@ class Row:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         for side in ("before", "after"):
             values[side] = values[side].to_dict() if values[side] is not None else None
+        values["curves"] = [
+            {name: list(figures) for name, figures in curves.items()} for curves in self.curves
+        ]
         return values
 
     @classmethod
@@ -92,7 +109,14 @@ class Row:
             if values[name] is not None:
                 values[name] = tuple(values[name])
         values["notes"] = tuple(values["notes"])
-        values["curves"] = tuple(values.get("curves", ()))
+        # A loss that was not finite is null in JSON, which knows no other numbers.
+        values["curves"] = tuple(
+            {
+                name: [math.nan if value is None else float(value) for value in figures]
+                for name, figures in curves.items()
+            }
+            for curves in values.get("curves", ())
+        )
         return cls(**values)
 
 
@@ -176,8 +200,12 @@ class Report:
         }
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
-        """The report as JSON; also written to ``path`` where one is given."""
-        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+        """The report as JSON; also written to ``path`` where one is given.
+
+        JSON has no NaN and no infinity: they are written as ``null``.
+        """
+        values = _finite(self.to_dict())
+        text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
         _write(path, text)
         return text
 
@@ -216,38 +244,61 @@ class Report:
             raise OptkitError(f"{str(path)!r} is no report of optkit's: {error!r}") from error
 
     def to_frame(self) -> pandas.DataFrame:
-        """A tidy ``pandas.DataFrame``: the baseline as row 0, then a row a pass."""
+        """A tidy ``pandas.DataFrame``: one row a stage, one plain figure a column.
+
+        The index is that of the rows; the baseline is 0, and `runtime_baseline`, where there is
+        one, is -1. A figure that was not measured is missing (NaN). Figures of classes and layers
+        are no figures of a stage: they stand in `Measurement.per_class` and `Measurement.layers`.
+
+        Example:
+            >>> import optkit as ok
+            >>> from optkit.measuring import Measurement
+            >>> report = ok.Report(rows=(), baseline=Measurement(accuracy=0.9, size_bytes=1000))
+            >>> report.to_frame()[["name", "accuracy", "size_bytes"]]
+                       name  accuracy  size_bytes
+            index
+            0      baseline       0.9      1000.0
+        """
         import pandas
 
-        def record(index: int, name: str, figures: Measurement | None) -> dict[str, Any]:
-            values = (figures or Measurement()).to_dict()
-            for nested in ("per_class", "class_samples", "layers", "throughput"):
-                values.pop(nested)
-            for interval in ("accuracy_ci", "latency_ci"):
-                low, high = values.pop(interval) or (None, None)
-                values |= {f"{interval}_low": low, f"{interval}_high": high}
-            return {"index": index, "name": name} | values
+        records = [_record(0, Row(0, "baseline", "", {}, "baseline", after=self.baseline))]
+        if self.runtime_baseline is not None:
+            records.append(_record(-1, self.runtime_baseline))
+        records += [_record(row.index, row) for row in self.rows]
+        frame = pandas.DataFrame.from_records(records).set_index("index")
+        figures = [name for name in frame.columns if name not in ("name", "status", "family")]
+        return frame.astype(dict.fromkeys(figures, float))
 
-        records = [record(0, "baseline", self.baseline) | {"status": "baseline"}]
-        for row in self.rows:
-            change, speed = row.accuracy_change_ci or (None, None), row.speedup_ci or (None, None)
-            records.append(
-                record(row.index, row.name, row.after)
-                | {
-                    "status": row.status,
-                    "family": row.family,
-                    "validation_before": row.validation_before,
-                    "validation_after": row.validation_after,
-                    "accuracy_change": row.accuracy_change,
-                    "accuracy_change_ci_low": change[0],
-                    "accuracy_change_ci_high": change[1],
-                    "speedup": row.speedup,
-                    "speedup_ci_low": speed[0],
-                    "speedup_ci_high": speed[1],
-                    "seconds": row.seconds,
-                }
-            )
-        return pandas.DataFrame.from_records(records).set_index("index")
+    def compare(self, other: Report) -> ReportComparison:
+        """This report beside another one: other settings, and what they did to the figures.
+
+        Args:
+            other: The report to compare with.
+
+        Returns:
+            What differs; printed it is a table, in a notebook it shows as HTML.
+
+        Raises:
+            ArgumentTypeError: If ``other`` is no report.
+
+        Example:
+            >>> import optkit as ok
+            >>> from optkit.measuring import Measurement
+            >>> one = ok.Report((), Measurement(size_bytes=2000), environment={"seed": 0})
+            >>> two = ok.Report((), Measurement(size_bytes=1000), environment={"seed": 1})
+            >>> print(one.compare(two))
+            setting  this  other
+            ────────────────────
+            seed     0     1
+            <BLANKLINE>
+            stage     figure  this  other  difference  verdict
+            ──────────────────────────────────────────────────────────
+            baseline  size    2 kB  1 kB   -50%        other is better
+            final     size    2 kB  1 kB   -50%        other is better
+        """
+        from optkit.report.compare import compare
+
+        return compare(self, other)
 
     def to_markdown(self) -> str:
         """The table as Markdown, with the notes below it."""
@@ -263,21 +314,88 @@ class Report:
         _write(path, page)
         return page
 
-    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
-        """Accuracy against size and against latency, a point a stage.
+    def plot(self, path: str | os.PathLike[str] | None = None, *, kind: str = "pareto") -> Any:
+        """The report as a picture.
+
+        In a notebook the picture shows by itself, unless it is saved. Elsewhere it belongs to no
+        backend and is not shown: ``axes.figure`` is an ordinary matplotlib figure.
 
         Args:
             path: Where to save the picture; the suffix (``.png``, ``.svg``, ``.pdf``) says how.
+            kind: ``"pareto"``: the metric against size and against latency, a point a stage.
+                ``"bars"``: metric, size and latency of each stage. ``"classes"``: the accuracy in
+                each class before and after, worst first. ``"layers"``: the bytes of each layer
+                before and after, and its zeros. ``"curves"``: losses and metrics of each training,
+                epoch by epoch.
 
         Returns:
-            The matplotlib figure, which is not shown and belongs to no backend.
+            The matplotlib ``Axes``; an array of them for the kinds with several panels, which are
+            ``"pareto"``, ``"bars"`` and ``"curves"``.
+
+        Raises:
+            PipelineError: For an unknown kind.
+
+        Example:
+            >>> import optkit as ok
+            >>> from optkit.measuring import Measurement
+            >>> report = ok.Report(rows=(), baseline=Measurement(accuracy=0.9, size_bytes=1000))
+            >>> by_size, by_latency = report.plot()
+            >>> by_size.get_ylabel()
+            'accuracy on test (%)'
         """
         from optkit.report.plot import plot
 
-        figure = plot(self)
+        if path is None and _in_notebook():
+            from matplotlib import pyplot
+
+            return plot(self, kind, make=pyplot.figure)
+        axes = plot(self, kind)
         if path is not None:
-            write_atomically(Path(path), lambda temporary: figure.savefig(temporary, dpi=150))
-        return figure
+            from optkit.report.style import without_glyph_warnings
+
+            figure = (axes.flat[0] if hasattr(axes, "flat") else axes).get_figure(root=True)
+            with without_glyph_warnings():
+                write_atomically(Path(path), lambda temporary: figure.savefig(temporary, dpi=150))
+        return axes
+
+
+def _in_notebook() -> bool:
+    """Whether this code runs in the kernel of a notebook, which shows pyplot's figures."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return getattr(shell, "kernel", None) is not None
+
+
+def _finite(value: Any) -> Any:
+    """The same plain values with ``None`` for numbers that are not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _record(index: int, row: Row) -> dict[str, Any]:
+    """The plain figures of a stage."""
+    record: dict[str, Any] = {
+        "index": index,
+        "name": row.name,
+        "status": row.status,
+        "family": row.family,
+    }
+    figures = (row.after or Measurement()).to_dict()
+    for nested in ("per_class", "class_samples", "layers"):
+        del figures[nested]
+    throughput = figures.pop("throughput") or dict.fromkeys(_THROUGHPUT)
+    for name in _FIGURES:
+        figures[name] = getattr(row, name)
+    for name, value in figures.items():
+        if name.endswith("_ci"):
+            low, high = value or (None, None)
+            record |= {f"{name}_low": low, f"{name}_high": high}
+        else:
+            record[name] = value
+    return record | {f"throughput_{name}": throughput[name] for name in _THROUGHPUT}
 
 
 def _write(path: str | os.PathLike[str] | None, text: str) -> None:
