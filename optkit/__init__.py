@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optkit import testing as testing
+    from optkit.ablation import Ablation as Ablation
+    from optkit.ablation import Contribution as Contribution
     from optkit.artifact import Artifact as Artifact
     from optkit.artifact import KerasArtifact as KerasArtifact
     from optkit.artifact import TFLiteArtifact as TFLiteArtifact
@@ -28,13 +30,17 @@ if TYPE_CHECKING:
     from optkit.data import Data as Data
     from optkit.errors import ArgumentTypeError as ArgumentTypeError
     from optkit.errors import DataError as DataError
+    from optkit.errors import GoalsError as GoalsError
     from optkit.errors import ModelError as ModelError
     from optkit.errors import OptkitError as OptkitError
     from optkit.errors import PassError as PassError
     from optkit.errors import PipelineError as PipelineError
     from optkit.goals import Goal as Goal
     from optkit.goals import Goals as Goals
+    from optkit.measuring import Device as Device
+    from optkit.measuring import Measure as Measure
     from optkit.measuring import Measurement as Measurement
+    from optkit.measuring import measure as measure
     from optkit.passes.augment import Augment as Augment
     from optkit.passes.bn_reestimate import BNReestimate as BNReestimate
     from optkit.passes.fine_tune import FineTune as FineTune
@@ -49,25 +55,31 @@ if TYPE_CHECKING:
     from optkit.report import Report as Report
     from optkit.report import Row as Row
     from optkit.result import Result as Result
+    from optkit.workdir import Run as Run
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "Ablation": "ablation",
     "Artifact": "artifact",
     "ArgumentTypeError": "errors",
     "Augment": "passes.augment",
     "BNReestimate": "passes.bn_reestimate",
     "Constraint": "constraint",
     "Context": "context",
+    "Contribution": "ablation",
     "ConvertPass": "base",
     "Data": "data",
     "DataError": "errors",
+    "Device": "measuring",
     "FineTune": "passes.fine_tune",
     "Goal": "goals",
     "Goals": "goals",
+    "GoalsError": "errors",
     "KeepZeros": "constraint",
     "KerasArtifact": "artifact",
     "LabelSmooth": "passes.label_smooth",
+    "Measure": "measuring",
     "Measurement": "measuring",
     "ModelError": "errors",
     "OptkitError": "errors",
@@ -84,6 +96,7 @@ _HOME = {
     "Result": "result",
     "RewritePass": "base",
     "Row": "report",
+    "Run": "workdir",
     "SWA": "passes.swa",
     "Setting": "context",
     "State": "context",
@@ -91,6 +104,7 @@ _HOME = {
     "TrainPass": "base",
     "TransferLearn": "passes.transfer_learn",
     "load": "artifact",
+    "measure": "measuring",
 }
 
 __all__ = [*_HOME, "__version__", "testing"]  # noqa: PLE0604 (names of this table)

@@ -30,11 +30,15 @@ class Pass(abc.ABC):
         family: Name of the family, for the report.
         accepts: The kind of artifact that it takes.
         produces: The kind of artifact that it gives.
+        expects_recovery: Whether it harms accuracy by design and counts on training to come. The
+            guard of `Goals` then looks after the next training pass instead of after this one.
     """
 
     family: ClassVar[str]
     accepts: ClassVar[type[Artifact]] = KerasArtifact
     produces: ClassVar[type[Artifact]] = KerasArtifact
+    #: Whether it is meant to be followed by training: goals are then judged after that.
+    expects_recovery: ClassVar[bool] = False
     #: Classes by name, so that a stored pipeline finds them without importing anything.
     registry: ClassVar[dict[str, type[Pass]]] = {}
 
@@ -44,7 +48,10 @@ class Pass(abc.ABC):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The splits that it cannot do without."""
+        """The splits that it cannot do without.
+
+        ``calibration`` is shown only to passes that name it here, and ``test`` to none.
+        """
         return ()
 
     @property

@@ -82,6 +82,7 @@ class Context:
             default of every training. Not to be changed.
         log: Logger of the pass. A pass never prints.
         notes: What the row of this pass will say.
+        curves: For each training so far its figures by name, one value an epoch.
     """
 
     def __init__(
@@ -95,13 +96,16 @@ class Context:
         model: Any,
         constraints: Mapping[tuple[str, str], Constraint] | None = None,
         on_epoch: Callable[[int, int, dict[str, float]], None] | None = None,
+        watchers: Callable[[int], Sequence[Any]] | None = None,
     ):
         self.data, self.task, self.metric, self.loss = data, task, metric, loss
         self.seed, self.model = seed, model
         self.constraints = dict(constraints or {})
         self.log = logging.getLogger("optkit")
         self.notes: list[str] = []
+        self.curves: list[dict[str, list[float]]] = []
         self._on_epoch = on_epoch
+        self._watchers = watchers
         self._trainings = 0
 
     def note(self, text: str) -> None:
@@ -177,7 +181,8 @@ class Context:
             OptkitError: If the loss stops being finite.
         """
         self._trainings += 1
-        return training.fit(
+        watchers = () if self._watchers is None else self._watchers(self._trainings)
+        history = training.fit(
             model,
             recipe,
             data=self.data,
@@ -193,6 +198,8 @@ class Context:
             weight_decay=weight_decay,
             patience=patience,
             settled_after=settled_after,
-            callbacks=callbacks,
+            callbacks=(*callbacks, *watchers),
             on_epoch=self._on_epoch,
         )
+        self.curves.append(history.curves)
+        return history

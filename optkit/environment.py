@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from optkit.data import BoundData
+from optkit.goals import Goals
+from optkit.measuring import Measure
 from optkit.metric import Metric
 from optkit.models import is_compiled
 from optkit.runtime import tensorflow
 from optkit.task import Loss, Task
 
-__all__ = ["describe_run", "describe_system"]
+__all__ = ["describe_run", "describe_system", "training_threads"]
 
 _PACKAGES = (
     "optkit",
@@ -35,7 +37,8 @@ def describe_run(
     metric: Metric,
     loss: Loss,
     seed: int,
-    latency_threads: int,
+    measure: Measure,
+    goals: Goals,
     pipeline: str,
 ) -> dict[str, Any]:
     """Plain values, fit for JSON.
@@ -47,7 +50,8 @@ def describe_run(
         metric: The metric of the report.
         loss: The loss of the run.
         seed: Seed of the run.
-        latency_threads: Threads that latency was measured with.
+        measure: How figures were taken.
+        goals: What was asked for.
         pipeline: The pipeline as the call that makes it.
     """
     compiled = is_compiled(model)
@@ -64,10 +68,17 @@ def describe_run(
         + ", unless a pass names another",
         "data": data.describe() | {"batch_size": data.batch_size, "seed": data.seed},
         **describe_system(),
-        "training_threads": tensorflow().config.threading.get_intra_op_parallelism_threads()
-        or os.cpu_count(),
-        "latency_threads": latency_threads,
+        "training_threads": training_threads(),
+        "latency_threads": measure.device.threads if measure.device else measure.threads,
+        "measure": measure.to_dict(),
+        "goals": {name: value for name, value in goals.to_dict().items() if value is not None},
     }
+
+
+def training_threads() -> int:
+    """Threads that one operation of TensorFlow is spread over in this process."""
+    config = tensorflow().config.threading
+    return int(config.get_intra_op_parallelism_threads() or os.cpu_count() or 1)
 
 
 def describe_system() -> dict[str, Any]:

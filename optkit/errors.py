@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from optkit.artifact import Artifact
+    from optkit.goals import Goal
     from optkit.report import Report
 
 __all__ = [
     "ArgumentTypeError",
     "DataError",
+    "GoalsError",
     "ModelError",
     "OptkitError",
     "PassError",
     "PipelineError",
+    "Stopped",
 ]
 
 
@@ -40,6 +43,22 @@ class DataError(PipelineError):
 
 class ModelError(PipelineError):
     """The model is unusable: not built, of a kind that no pass can treat, unreadable, …"""
+
+
+class GoalsError(OptkitError, RuntimeError):
+    """A result misses goals that it was required to meet.
+
+    Attributes:
+        missed: The goals that were missed, each with what was reached.
+    """
+
+    def __init__(self, message: str, missed: tuple[Goal, ...] = ()):
+        super().__init__(message)
+        self.missed = missed
+
+
+class Stopped(KeyboardInterrupt):
+    """The ``stop`` function of a run asked it to end; treated as an interrupt from the keyboard."""
 
 
 class PassError(OptkitError, RuntimeError):

@@ -13,13 +13,24 @@ from optkit.errors import ArgumentTypeError
 __all__ = ["Progress", "ProgressEvent"]
 
 
+Kind = Literal[
+    "started", "epoch", "finished", "reused", "measured", "rolled back", "skipped", "cancelled"
+]
+
+_SETTLED = ("measured", "rolled back", "skipped", "cancelled")
+
+
 @dataclass(frozen=True)
 class ProgressEvent:
     """Something that happened in a run.
 
     Attributes:
-        kind: ``"started"`` and ``"finished"`` for a pass, ``"measured"`` for its figures (also
-            those of the baseline, step 0), ``"epoch"`` for an epoch of its training.
+        kind: ``"started"`` and ``"finished"`` for a pass, ``"epoch"`` for an epoch of its
+            training, ``"measured"`` for its figures (also those of the baseline, step 0). Instead
+            of ``"finished"`` there is ``"reused"`` where an earlier run in the same folder had
+            done the work. A pass ends with ``"rolled back"`` where it broke a goal, with
+            ``"cancelled"`` where the run was ended in it, and is ``"skipped"`` where it could not
+            run for that.
         step: Position of the pass, from 1; 0 for the baseline.
         steps: Number of passes.
         name: Name of the pass.
@@ -28,7 +39,7 @@ class ProgressEvent:
         figures: Figures of the epoch or stage, by name.
     """
 
-    kind: Literal["started", "epoch", "finished", "measured"]
+    kind: Kind
     step: int
     steps: int
     name: str
@@ -78,7 +89,7 @@ class Progress:
 
     def send(
         self,
-        kind: Literal["started", "epoch", "finished", "measured"],
+        kind: Kind,
         step: int,
         name: str,
         *,
@@ -96,13 +107,16 @@ class Progress:
 
     def _show(self, event: ProgressEvent) -> None:
         name = event.name
-        doing = {"started": name, "finished": f"{name}: measuring", "measured": name}.get(
-            event.kind
-        )
-        if doing is None:
+        doing = {
+            "started": name,
+            "finished": f"{name}: measuring",
+            "reused": f"{name}: reused",
+            "measured": name,
+        }.get(event.kind, f"{name}: {event.kind}")
+        if event.kind == "epoch":
             shown = ", ".join(f"{key} {value:.4g}" for key, value in event.figures)
             doing = f"{name}: epoch {event.epoch}/{event.epochs} {shown}"
         self._bar.set_description_str(doing)
-        done = event.step if event.kind == "measured" else event.step - 1
+        done = event.step if event.kind in _SETTLED else event.step - 1
         if done > self._bar.n:
             self._bar.update(done - self._bar.n)

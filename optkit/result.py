@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from optkit.advice import missed_goals
 from optkit.artifact import Artifact, KerasArtifact
-from optkit.errors import ModelError
+from optkit.errors import GoalsError, ModelError
 from optkit.models import clone, compile_like
 from optkit.report import Report
 
@@ -46,6 +47,18 @@ class Result:
         model = clone(self.artifact.model)
         compile_like(model, self._source)
         return model
+
+    def require_goals(self) -> Result:
+        """Raises where a goal was missed; gives the result back where all were met.
+
+        Raises:
+            GoalsError: With a table of what was missed, by how much, and what to try.
+        """
+        missed = tuple(goal for goal in self.report.goals if not goal.met)
+        if missed:
+            count = f"{len(missed)} of {len(self.report.goals)} goals"
+            raise GoalsError(f"{count} missed:\n{missed_goals(self.report)}", missed)
+        return self
 
     def __repr__(self) -> str:
         return f"Result({self.artifact!r}, stages={list(self.stages)})"

@@ -1,39 +1,65 @@
-"""One run of a pipeline: `prepare` refuses what cannot work, `Run` does and measures the rest."""
+"""One run of a pipeline: `prepare` refuses what cannot work, `Runner` does and measures the rest."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from optkit.artifact import Artifact, KerasArtifact
+from optkit import tensorboard
+from optkit.artifact import Artifact, KerasArtifact, TFLiteArtifact
 from optkit.base import Pass, RecipePass, TrainPass
 from optkit.context import Context, Setting, State
+from optkit.convert import convert_to_tflite
 from optkit.data import ArraySplit, BoundData, Data, Split
-from optkit.environment import describe_run
-from optkit.errors import ModelError, OptkitError, PassError, PipelineError
-from optkit.measuring import Meter
-from optkit.metric import Metric, infer_metric
+from optkit.environment import describe_run, describe_system, training_threads
+from optkit.errors import ModelError, OptkitError, PassError, PipelineError, Stopped
+from optkit.fingerprint import Unfingerprintable, artifact_fingerprint, library_versions, own_parts
+from optkit.goals import Goal, Goals
+from optkit.measuring import Comparison, Measure, Measured, Meter
+from optkit.metric import Metric, resolve_metric
 from optkit.models import clone, signature
-from optkit.progress import Progress
+from optkit.progress import Kind, Progress
 from optkit.recipe import Recipe
 from optkit.report import Report, Row
 from optkit.result import Result
-from optkit.runtime import derive_seed, isolated
+from optkit.runtime import derive_seed, isolated, tf_keras
 from optkit.serialize import readable
 from optkit.task import Loss, Task, check_targets, infer_loss, infer_task
 from optkit.training import check_compiled_optimizer
+from optkit.workdir import StoredStage, Workdir, stage_key, unique_key
 
-__all__ = ["Prepared", "Run", "Steps", "prepare"]
+__all__ = ["Options", "Prepared", "Runner", "Step", "prepare"]
 
+_LOG = logging.getLogger("optkit")
 _TARGETS_LOOKED_AT = 1024
+_EXAMPLES = 16
+_BASELINE = "baseline"
+
+#: Number, name and pass of a step. The number seeds it, also where steps before it are left out.
+Step = tuple[int, str, Pass]
 
 
-#: Name and pass of each step, in order.
-Steps = tuple[tuple[str, Pass], ...]
+@dataclass(frozen=True)
+class Options:
+    """What a run is asked for besides passes, model and data; see `Pipeline`."""
+
+    seed: int = 0
+    pipeline: str = ""
+    goals: Goals = field(default_factory=Goals)
+    on_violation: str = "rollback"
+    guard: str = "pass"
+    measure: Measure = field(default_factory=Measure)
+    stop: Callable[[], Any] | None = None
+    tensorboard: Path | None = None
+    #: Whether the run makes itself the one that its workdir shows.
+    record: bool = True
 
 
 @dataclass(frozen=True)
@@ -41,21 +67,21 @@ class Prepared:
     """A run that is known to be able to start.
 
     Attributes:
-        steps: Name and pass of each step.
+        steps: Number, name and pass of each step.
         data: The splits, bound to the model's inputs.
         task: What the model is for.
         metric: The metric that "accuracy" stands for.
         loss: The loss to train with.
     """
 
-    steps: Steps
+    steps: tuple[Step, ...]
     data: BoundData
     task: Task
     metric: Metric
     loss: Loss
 
 
-def prepare(steps: Steps, model: Any, data: Data, loss: Any) -> Prepared:
+def prepare(steps: Sequence[Step], model: Any, data: Data, loss: Any, options: Options) -> Prepared:
     """Binds the data to the model, infers what is for what, lets every pass check itself.
 
     Raises:
@@ -63,9 +89,9 @@ def prepare(steps: Steps, model: Any, data: Data, loss: Any) -> Prepared:
     """
     described = signature(model)
     bound = data.bind(described)
-    needs = {split for _, item in steps for split in item.needs}
+    needs = {split for _, _, item in steps for split in item.needs}
     if "train" in needs and bound.train is None:
-        wanting = ", ".join(name for name, item in steps if "train" in item.needs)
+        wanting = ", ".join(name for _, name, item in steps if "train" in item.needs)
         raise PipelineError(f"{wanting} cannot do without a `train` split, and data has none.")
     if "calibration" in needs:
         bound.calibration_split()
@@ -76,19 +102,30 @@ def prepare(steps: Steps, model: Any, data: Data, loss: Any) -> Prepared:
             "of the report are measured."
         )
     task = infer_task(model, _targets(labelled), loss)
+    stratify = task.kind in ("multiclass", "binary")
+    if options.goals.max_accuracy_drop is not None and bound.validation is None:
+        if bound.train is None:
+            raise PipelineError(
+                "The goal `max_accuracy_drop` is checked on the way, and data has no `validation` "
+                "split to check it on, nor a `train` split to cut one from. Give one of them: "
+                "`test` only ever serves to report."
+            )
+        bound.require_validation(stratify=stratify)
     if "validation" in needs or bound.report_split is None:
-        bound.require_validation(stratify=task.kind in ("multiclass", "binary"))
+        bound.require_validation(stratify=stratify)
     for split in (bound.train, bound.validation, bound.test):
         if split is not None:
             check_targets(task, _targets(split), split.name)
-    prepared = Prepared(
-        steps,
-        bound,
+    metric = resolve_metric(
+        options.measure.metric,
+        options.measure.higher_is_better,
+        model,
         task,
-        infer_metric(model, task),
-        infer_loss(model, task, loss),
+        example=lambda: _example(model, labelled),
     )
-    if any(isinstance(item, TrainPass) for _, item in steps):
+    _check_goals(options, task, metric)
+    prepared = Prepared(tuple(steps), bound, task, metric, infer_loss(model, task, loss))
+    if any(isinstance(item, TrainPass) for _, _, item in steps):
         check_compiled_optimizer(model)
     _check_passes(prepared, model)
     return prepared
@@ -99,22 +136,76 @@ def _targets(split: Split) -> np.ndarray:
     return split.y if isinstance(split, ArraySplit) else split.targets(_TARGETS_LOOKED_AT)
 
 
+def _example(model: Any, split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Targets and outputs of a few samples."""
+    x, y = split.head(_EXAMPLES)
+    return y, KerasArtifact(model).predict(x)
+
+
+def _check_goals(options: Options, task: Task, metric: Metric) -> None:
+    """Refuses goals whose figures the run would not measure."""
+    goals, measure = options.goals, options.measure
+    if goals.max_memory_mb is not None and not measure.memory:
+        raise PipelineError(
+            "The goal `max_memory_mb` needs peak memory, which `Measure(memory=False)` leaves out."
+        )
+    timed = [
+        name
+        for name in ("max_latency_ms", "min_speedup", "min_throughput")
+        if getattr(goals, name) is not None
+    ]
+    if timed and not measure.latency_seconds:
+        raise PipelineError(
+            f"The goal `{timed[0]}` needs timing, which `Measure(latency_seconds=0)` leaves out."
+        )
+    by_class = task.is_classification and metric.name == "accuracy"
+    if goals.min_class_accuracy is not None and not by_class:
+        raise PipelineError(
+            "The goal `min_class_accuracy` needs the accuracy of each class, and the metric of "
+            f"this run is {metric.name!r} on a task of the kind {task.kind!r}."
+        )
+
+
 def _check_passes(prepared: Prepared, model: Any) -> None:
     recipe = Recipe()
-    for i, (name, item) in enumerate(prepared.steps, 1):
+    for number, name, item in prepared.steps:
         try:
-            seen = item.check(Setting(model, prepared.data, prepared.task, prepared.loss, recipe))
+            data = _shown(prepared.data, item)
+            seen = item.check(Setting(model, data, prepared.task, prepared.loss, recipe))
         except OptkitError as error:
-            raise type(error)(f"Step {i}, {name}: {error}") from error
+            raise type(error)(f"Step {number}, {name}: {error}") from error
         except Exception as error:
-            raise PipelineError(f"Step {i}, {name}: {type(error).__name__}: {error}") from error
+            raise PipelineError(
+                f"Step {number}, {name}: {type(error).__name__}: {error}"
+            ) from error
         if isinstance(item, RecipePass):
             recipe = item.amend(recipe)
         if seen is not None or item.replaces_model:
             model = seen  # None where what later passes will see is not known yet
 
 
-class Run:
+def _shown(data: BoundData, item: Pass) -> BoundData:
+    """The splits that a pass may look at: those that its result may depend on, and no other.
+
+    What it cannot see need not be part of its stage's key, so other test or calibration data do
+    not make a finished training run again.
+    """
+    calibration = data.calibration if "calibration" in item.needs else None
+    return dataclasses.replace(data, test=None, calibration=calibration)
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A place to go back to: what there was, and how many rows."""
+
+    state: State
+    fingerprint: str
+    latest: Measured
+    stages: dict[str, Artifact]
+    rows: int
+
+
+class Runner:
     """One run under way: the state that passes hand on, and the rows so far.
 
     Args:
@@ -122,8 +213,9 @@ class Run:
         model: The model that came in; it is copied.
         meter: Measures the stages.
         progress: Is told what happens.
-        seed: Seed of the run.
-        pipeline: The pipeline as the call that makes it, for the report.
+        options: What else was asked for.
+        workdir: Where finished stages are kept, or ``None``.
+        baseline: Figures of the model that came in, where the meter has them already.
     """
 
     def __init__(
@@ -133,62 +225,144 @@ class Run:
         *,
         meter: Meter,
         progress: Progress,
-        seed: int,
-        pipeline: str,
+        options: Options,
+        workdir: Workdir | None = None,
+        baseline: Measured | None = None,
     ):
         self.prepared, self.model = prepared, model
-        self.meter, self.progress = meter, progress
-        self.seed, self.pipeline = seed, pipeline
+        self.meter, self.progress, self.options = meter, progress, options
+        self.workdir = workdir
         self.state = State(KerasArtifact(clone(model)))
+        self.fingerprint = ""  # of the artifact of the state; kept where there is a workdir
         self.rows: list[Row] = []
         self.stages: dict[str, Artifact] = {}
+        self.notes: list[str] = []
+        self.runtime_baseline: Row | None = None
+        self._known_baseline = baseline
+        self._recipe_passes: list[Pass] = []
+        self._undone: list[str] = []  # names of passes that were rolled back
+        self._ended = ""  # why no further pass runs
+        self._pending: _Point | None = None  # before passes that wait for training to recover
+        self._keys: dict[str, str] = {}  # of the stages that are in the workdir, by name
+
+    # ------------------------------------------------------------------------------- the course
 
     def run(self) -> Result:
         """Measures the baseline, then runs and measures pass by pass."""
+        self._measure_baseline()
+        self._tell_figures(0, _BASELINE)
+        if self.options.measure.baseline_runtime is not None:
+            self._measure_runtime_baseline()
+        kept = [self._point()]
+        for number, name, item in self.prepared.steps:
+            before = self._point()
+            try:
+                self._step(number, name, item, before)
+            except KeyboardInterrupt as interrupt:
+                self._cancel(number, name, item, before, interrupt)
+            kept.append(self._point())
+        if self._pending is not None:
+            self._judge(self._pending)
+        if self.options.guard == "end":
+            self._guard_at_the_end(kept)
+        result = Result(self.state.artifact, self.report(), self.stages, self.model)
+        self._record(result.report)
+        return result
+
+    def _step(self, number: int, name: str, item: Pass, before: _Point) -> None:
+        row = self._new_row(number, name, item)
+        reason = self._ended or self._why_not(item)
+        if reason:
+            self.rows.append(dataclasses.replace(row, status="skipped", notes=(reason,)))
+            self._send("skipped", number, name)
+            return
+        self._ask_whether_to_stop()
+        self._send("started", number, name)
+        context = self._context(number, name, item)
+        if not isinstance(item, RecipePass):
+            row = dataclasses.replace(
+                row, before=self.latest.figures, validation_before=self.latest.validation
+            )
         try:
-            self.baseline = self.latest = self.meter.measure(self.state.artifact)
-        except OptkitError:
+            if isinstance(item, RecipePass):
+                row = self._amend(number, name, item, row, context)
+            else:
+                row = self._work(number, name, item, row, context)
+                row = self._measured(name, row, self.state.artifact)
+        except Exception as error:
+            notes = (*context.notes, f"failed: {error}")
+            self.rows.append(dataclasses.replace(row, notes=notes, curves=tuple(context.curves)))
+            raise self._failure(number, name, error) from error
+        notes = (*context.notes, *row.notes)
+        self.rows.append(dataclasses.replace(row, notes=notes, curves=tuple(context.curves)))
+        if not isinstance(item, RecipePass):
+            self._tell_figures(number, name)
+            self._guard(number, item, before)
+            if self.workdir is not None:
+                self._record(self.report(), ended=False)
+
+    def _new_row(self, number: int, name: str, item: Pass) -> Row:
+        return Row(number, name, item.family, readable(item.get_config()), "failed")
+
+    def _amend(self, number: int, name: str, item: Pass, row: Row, context: Context) -> Row:
+        began = time.perf_counter()
+        with isolated(context.seed):
+            self.state = _checked(item, item.apply(self.state, context))
+        self._recipe_passes.append(item)
+        seconds = time.perf_counter() - began
+        self._send("finished", number, name)
+        return dataclasses.replace(row, status="recipe", seconds=seconds)
+
+    def _work(self, number: int, name: str, item: Pass, row: Row, context: Context) -> Row:
+        """Does the work of a pass, unless an earlier run in the same folder has done it."""
+        key = self._key(item, context)
+        stored = self._find(key)
+        if stored is not None:
+            context.notes[:] = stored.facts["notes"]
+            context.curves[:] = stored.facts["curves"]
+            self.state = State(stored.artifact, self.state.recipe, stored.constraints)
+            self.fingerprint = stored.fingerprint
+            self.stages[name] = stored.artifact
+            self._send("reused", number, name)
+            return dataclasses.replace(row, seconds=stored.facts["seconds"])
+        began = time.perf_counter()
+        with isolated(context.seed):
+            state = _checked(item, item.apply(self.state, context))
+        seconds = time.perf_counter() - began
+        self._send("finished", number, name)
+        came_in, recipe = self.state.artifact, self.state.recipe
+        self.state = state
+        self.stages[name] = state.artifact  # finished, whatever happens from here on
+        item.review(came_in, state.artifact, context)
+        facts = {"notes": context.notes, "curves": context.curves, "seconds": seconds}
+        self._keep(name, state, facts, key if state.recipe is recipe else None)
+        return dataclasses.replace(row, seconds=seconds)
+
+    # ---------------------------------------------------------------------------- what is measured
+
+    def _measure_baseline(self) -> None:
+        if self.workdir is not None:
+            key, _ = stage_key(baseline=self.model, versions=library_versions())
+            stored = self._find(key)
+            if stored is None or key is None:
+                self._keep(_BASELINE, self.state, {}, key)
+            else:
+                self._keys[_BASELINE], self.fingerprint = key, stored.fingerprint
+        try:
+            if self._known_baseline is not None:
+                self.latest = self._known_baseline
+            else:
+                self.latest = self._figures(_BASELINE, self.state.artifact)
+        except (OptkitError, OSError):
             raise
         except Exception as error:
             raise ModelError(
                 f"Model {self.model.name!r} could not be run on the data it came with: {error}"
             ) from error
-        self._tell_figures(0, "baseline")
-        for step, (name, item) in enumerate(self.prepared.steps, 1):
-            self._step(step, name, item)
-        return Result(self.state.artifact, self.report(), self.stages, self.model)
+        self.baseline = self.latest
 
-    def _step(self, step: int, name: str, item: Pass) -> None:
-        self.progress.send("started", step, name)
-        context = self._context(step, name)
-        row = Row(step, name, item.family, readable(item.get_config()), "failed")
-        if not isinstance(item, RecipePass):
-            row = dataclasses.replace(
-                row, before=self.latest.figures, validation_before=self.latest.validation
-            )
-        began = time.perf_counter()
-        try:
-            with isolated(context.seed):
-                state = _checked(item, item.apply(self.state, context))
-            row = dataclasses.replace(row, seconds=time.perf_counter() - began)
-            self.progress.send("finished", step, name)
-            came_in, self.state = self.state.artifact, state
-            if not isinstance(item, RecipePass):
-                self.stages[name] = state.artifact  # finished, whatever happens from here on
-            item.review(came_in, state.artifact, context)
-            if isinstance(item, RecipePass):
-                row = dataclasses.replace(row, status="recipe")
-            else:
-                row = self._measured(row, state.artifact)
-        except Exception as error:
-            self.rows.append(dataclasses.replace(row, notes=(*context.notes, f"failed: {error}")))
-            raise self._failure(step, name, error) from error
-        self.rows.append(dataclasses.replace(row, notes=(*context.notes, *row.notes)))
-        if not isinstance(item, RecipePass):
-            self._tell_figures(step, name)
-
-    def _measured(self, row: Row, artifact: Artifact) -> Row:
-        measured = self.meter.measure(artifact)
+    def _measured(self, name: str, row: Row, artifact: Artifact) -> Row:
+        measured = self._figures(name, artifact)
         self.latest = measured
         return dataclasses.replace(
             row,
@@ -196,47 +370,335 @@ class Run:
             after=measured.figures,
             validation_after=measured.validation,
             notes=measured.notes,
-            **dataclasses.asdict(measured.comparison),
+            **_comparison(measured.comparison),
         )
 
-    def _context(self, step: int, name: str) -> Context:
+    def _figures(self, name: str, artifact: Artifact) -> Measured:
+        """Measures an artifact, unless an earlier run has measured it in the same way."""
+        key = self._keys.get(name)
+        measure_key = self._measure_key() if key is not None else None
+        if self.workdir is not None and key is not None and measure_key is not None:
+            kept = self.workdir.measured(key, measure_key)
+            if kept is not None:
+                measured = Measured.from_plain(kept[0]["measured"], kept[1])
+                if name == _BASELINE:
+                    self.meter.restore_baseline(artifact, measured)
+                return measured
+        measured = self.meter.measure(artifact)
+        if self.workdir is not None and key is not None and measure_key is not None:
+            plain, arrays = measured.to_plain()
+            facts = {"figures": measured.figures.to_dict(), "measured": plain}
+            self.workdir.put_measured(key, measure_key, facts, arrays)
+        return measured
+
+    def _measure_runtime_baseline(self) -> None:
+        """What the runtime gives by itself: the model that came in, converted as it is."""
+        row = Row(0, f"{_BASELINE} as tflite", "runtime", {}, "failed")
+        began = time.perf_counter()
+        try:
+            artifact = self.state.artifact
+            assert isinstance(artifact, KerasArtifact)
+            converted = TFLiteArtifact(convert_to_tflite(artifact.model))
+            seconds = time.perf_counter() - began
+            measured = self.meter.measure(converted)
+        except Exception as error:
+            _LOG.warning("the baseline was not measured as tflite: %s", error)
+            self.notes.append(f"the baseline could not be measured as tflite: {error}")
+            return
+        self.runtime_baseline = dataclasses.replace(
+            row,
+            status="ok",
+            after=measured.figures,
+            validation_after=measured.validation,
+            notes=measured.notes,
+            seconds=seconds,
+            **_comparison(measured.comparison),
+        )
+
+    # -------------------------------------------------------------------------- goals on the way
+
+    def _guard(self, number: int, item: Pass, before: _Point) -> None:
+        """Judges the state, unless training is still to come that a pass counts on."""
+        if self.options.guard != "pass":
+            return
+        if item.expects_recovery and self._training_follows(number):
+            self._pending = self._pending or before
+            return
+        if self._pending is not None and not isinstance(item, TrainPass):
+            return
+        back, self._pending = self._pending or before, None
+        self._judge(back)
+
+    def _training_follows(self, number: int) -> bool:
+        return any(n > number and isinstance(item, TrainPass) for n, _, item in self.prepared.steps)
+
+    def _violation(self, measured: Measured) -> str:
+        """In words, how the goal was broken; empty where it was not."""
+        goals, metric = self.options.goals, self.prepared.metric
+        change, interval = measured.validation_change, measured.validation_change_ci
+        better = metric.higher_is_better
+        if not goals.violated(change, interval, higher_is_better=better):
+            return ""
+        shares = "accuracy" in metric.name
+        factor, unit = (100, " points") if shares else (1, "")
+        text = f"{metric.name} changed by {factor * (change or 0):+.3g}{unit} on validation"
+        if interval is not None:
+            low, high = factor * interval[0], factor * interval[1]
+            text += f" (95 % interval {low:+.3g} to {high:+.3g})"
+        allowed = factor * (goals.max_accuracy_drop or 0)
+        return f"{text}; a loss of {allowed:.3g}{unit} is allowed"
+
+    def _judge(self, back: _Point) -> None:
+        """Does what was asked for where the state breaks the goal."""
+        violation = self._violation(self.latest)
+        if not violation:
+            return
+        if self.options.on_violation == "keep":
+            self.rows[-1] = _noted(self.rows[-1], f"kept although {violation}")
+            return
+        last = self.rows[-1]
+        self._undo(back, violation)
+        if self.options.on_violation == "stop":
+            self._ended = f"the run stopped at step {last.index}, {last.name}, which broke the goal"
+
+    def _undo(self, back: _Point, reason: str) -> None:
+        for i in range(back.rows, len(self.rows)):
+            row = self.rows[i]
+            if row.status != "ok":
+                continue
+            self.rows[i] = _noted(
+                dataclasses.replace(row, status="rolled back"), f"undone: {reason}"
+            )
+            self._undone.append(row.name)
+            self._send("rolled back", row.index, row.name)
+            _LOG.warning("step %d, %s, was undone: %s", row.index, row.name, reason)
+        self._restore(back)
+
+    def _guard_at_the_end(self, points: list[_Point]) -> None:
+        """Goes back, stage by stage, to the last one that keeps the goal."""
+        if self.options.on_violation == "keep":
+            self._judge(points[-1])
+            return
+        while len(points) > 1 and (violation := self._violation(self.latest)):
+            back = points.pop(-2)
+            self._undo(back, violation)
+
+    def _point(self) -> _Point:
+        return _Point(self.state, self.fingerprint, self.latest, dict(self.stages), len(self.rows))
+
+    def _restore(self, point: _Point) -> None:
+        # The recipe stays as it is now: recipe passes in between were not at fault.
+        self.state = dataclasses.replace(point.state, recipe=self.state.recipe)
+        self.fingerprint, self.latest = point.fingerprint, point.latest
+        self.stages = dict(point.stages)
+
+    def _why_not(self, item: Pass) -> str:
+        """Why a pass cannot run on what there is now; empty where it can."""
+        artifact = self.state.artifact
+        if isinstance(item, RecipePass):
+            return ""
+        undone = f" after {', '.join(self._undone)} was undone" if self._undone else ""
+        if not isinstance(artifact, item.accepts):
+            wanted = getattr(item.accepts, "kind", item.accepts.__name__)
+            return f"it takes a {wanted} artifact, and there is a {artifact.kind} one{undone}"
+        if not self._undone:
+            return ""
+        prepared = self.prepared
+        model = artifact.model if isinstance(artifact, KerasArtifact) else None
+        data = _shown(prepared.data, item)
+        try:
+            item.check(Setting(model, data, prepared.task, prepared.loss, self.state.recipe))
+        except Exception as error:
+            return f"no longer possible{undone}: {error}"
+        return ""
+
+    # ------------------------------------------------------------------------------ ending early
+
+    def _ask_whether_to_stop(self) -> None:
+        if self.options.stop is not None and self.options.stop():
+            raise Stopped("stopped by the `stop` function")
+
+    def _cancel(
+        self, number: int, name: str, item: Pass, before: _Point, interrupt: KeyboardInterrupt
+    ) -> None:
+        how = "stopped on request" if isinstance(interrupt, Stopped) else "interrupted"
+        _LOG.warning("the run was %s in step %d, %s; what was finished is kept", how, number, name)
+        self._ended = f"the run was {how} in step {number}, {name}"
+        self.notes.append(f"{self._ended}; what was finished before is kept")
+        if len(self.rows) == before.rows:
+            notes = [how]
+            finished = self.stages.get(name)
+            self._restore(before)
+            if finished is not None:
+                # Not measured, so not what the report is of; but nobody should have to redo it.
+                self.stages[name] = finished
+                notes.append("its work was done, but not measured: it is among the stages")
+            row = self._new_row(number, name, item)
+            self.rows.append(dataclasses.replace(row, status="cancelled", notes=tuple(notes)))
+        self._send("cancelled", number, name)
+
+    def _failure(self, number: int, name: str, error: Exception) -> PassError:
+        """What failed and where, with everything that was finished."""
+        reason = (
+            str(error) if isinstance(error, OptkitError) else f"{type(error).__name__}: {error}"
+        )
+        failure = PassError(f"Step {number}, {name}, failed: {reason}", step=number, pass_name=name)
+        failure.report, failure.stages = self.report(), dict(self.stages)
+        failure.artifact = self.state.artifact
+        try:
+            self._record(failure.report)
+        except OptkitError as trouble:  # a full disk, say, which may be what failed
+            _LOG.warning("the workdir does not know of the failure: %s", trouble)
+        return failure
+
+    # --------------------------------------------------------------------- what was done before
+
+    def _find(self, key: str | None) -> StoredStage | None:
+        if self.workdir is None or key is None:
+            return None
+        return self.workdir.find(key, self._own_parts())
+
+    def _own_parts(self) -> dict[str, Any]:
+        """Classes of the user's that models of this run may be made of."""
+        found: dict[str, Any] = {}
+        for _, _, item in self.prepared.steps:
+            for value in item.get_config().values():
+                if isinstance(value, tf_keras().Model):
+                    found |= own_parts(value)
+        return found | own_parts(self.model)
+
+    def _keep(self, name: str, state: State, facts: dict[str, Any], key: str | None) -> None:
+        """Writes a stage, also one that no later run will find, so that `Run` can show it."""
+        if self.workdir is None:
+            return
+        try:
+            self.fingerprint = artifact_fingerprint(state.artifact)
+        except Unfingerprintable as error:
+            self.fingerprint, key = "", None
+            self._note_once(f"workdir: stages behind {name} cannot be reused: {error}")
+        key = key or unique_key()
+        reason = self.workdir.put(
+            key, name, state.artifact, state.constraints, facts, self.fingerprint
+        )
+        if reason is None:
+            self._keys[name] = key
+        else:
+            self._note_once(reason)
+
+    def _key(self, item: Pass, context: Context) -> str | None:
+        """The key of a stage: everything that its result depends on; ``None`` if not all is known."""
+        if self.workdir is None or not self.fingerprint:
+            return None
+        prepared, splits = self.prepared, context.data.describe()
+        streams = [name for name, split in splits.items() if split["fingerprint"] is None]
+        if streams:
+            self._note_once(
+                f"workdir: stages cannot be reused, as `{streams[0]}` is a stream without a "
+                "fingerprint; give `Data(fingerprint=…)`"
+            )
+            return None
+        key, reason = stage_key(
+            incoming=self.fingerprint,
+            constraints=self.state.constraints,
+            item=item,
+            recipe=self._recipe_passes,
+            seed=context.seed,
+            threads=training_threads(),
+            data=splits,
+            batch_size=prepared.data.batch_size,
+            task=prepared.task,
+            metric=prepared.metric,
+            loss=prepared.loss,
+            source=self.model,
+            versions=library_versions(),
+        )
+        if key is None:
+            self._note_once(f"workdir: a stage cannot be reused: {reason}")
+        return key
+
+    def _measure_key(self) -> str | None:
+        """Everything that figures depend on but the artifact itself."""
+        data = self.prepared.data
+        splits = [split for split in (data.report_split, data.validation) if split is not None]
+        if any(split.fingerprint is None for split in splits):
+            return None
+        key, _ = stage_key(
+            measure=self.options.measure,
+            metric=self.prepared.metric,
+            task=self.prepared.task,
+            splits=[(split.name, split.fingerprint) for split in splits],
+            class_names=data.class_names,
+            baseline=self._keys.get(_BASELINE),
+            system={k: v for k, v in describe_system().items() if k != "system"},
+            versions=library_versions(),
+        )
+        return key
+
+    def _note_once(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+
+    def _record(self, report: Report, *, ended: bool = True) -> None:
+        """Tells the workdir where the run stands."""
+        if self.workdir is None or not self.options.record:
+            return
+        stages = []
+        if _BASELINE in self._keys:
+            stages.append((_BASELINE, self._keys[_BASELINE], "ok"))
+        for row in self.rows:
+            if row.name in self._keys:
+                stages.append((row.name, self._keys[row.name], row.status))
+        final = report.final_row
+        current = _BASELINE if final is None else final.name
+        self.workdir.record(stages, report, current=current, ended=ended)
+
+    # ------------------------------------------------------------------------------------- telling
+
+    def _context(self, number: int, name: str, item: Pass) -> Context:
         def on_epoch(epoch: int, epochs: int, figures: dict[str, float]) -> None:
-            self.progress.send("epoch", step, name, epoch=epoch, epochs=epochs, figures=figures)
+            self._send("epoch", number, name, epoch=epoch, epochs=epochs, figures=figures)
+
+        def watchers(training: int) -> list[Any]:
+            found = []
+            if self.options.stop is not None:
+                found.append(_stopping(self._ask_whether_to_stop))
+            folder = self.options.tensorboard
+            if folder is not None:
+                found.append(tensorboard.callback(folder, number, name, training))
+            return found
 
         return Context(
-            data=self.prepared.data,
+            data=_shown(self.prepared.data, item),
             task=self.prepared.task,
             metric=self.prepared.metric,
             loss=self.prepared.loss,
-            seed=derive_seed(self.seed, step),
+            seed=derive_seed(self.options.seed, number),
             model=self.model,
             constraints=self.state.constraints,
             on_epoch=on_epoch,
+            watchers=watchers,
         )
 
-    def _tell_figures(self, step: int, name: str) -> None:
+    def _send(self, kind: Kind, number: int, name: str, **more: Any) -> None:
+        _LOG.debug("%s: step %d, %s", kind, number, name)
+        self.progress.send(kind, number, name, **more)
+
+    def _tell_figures(self, number: int, name: str) -> None:
         figures = {
             key: float(value)
             for key, value in self.latest.figures.to_dict().items()
             if isinstance(value, int | float)
         }
-        self.progress.send("measured", step, name, figures=figures)
-
-    def _failure(self, step: int, name: str, error: Exception) -> PassError:
-        """What failed and where, with everything that was finished."""
-        reason = (
-            str(error) if isinstance(error, OptkitError) else f"{type(error).__name__}: {error}"
-        )
-        failure = PassError(f"Step {step}, {name}, failed: {reason}", step=step, pass_name=name)
-        failure.report, failure.stages = self.report(), dict(self.stages)
-        failure.artifact = self.state.artifact
-        return failure
+        _LOG.info("step %d, %s: %s", number, name, figures)
+        if self.options.tensorboard is not None:
+            tensorboard.write_figures(self.options.tensorboard, number, figures)
+        self._send("measured", number, name, figures=figures)
 
     def report(self) -> Report:
         """The report so far."""
-        prepared = self.prepared
+        prepared, options = self.prepared, self.options
         split = prepared.data.report_split
-        notes = [*prepared.data.notes, *self.meter.notes]
+        notes = [*prepared.data.notes, *self.meter.notes, *self.notes]
         if prepared.metric.note:
             notes.append(f"metric: {prepared.metric.note}")
         if split is not None and split.name != "test":
@@ -244,7 +706,7 @@ class Run:
                 "figures are of validation, which early stopping chooses on, and so optimistic: "
                 "no test split was given"
             )
-        return Report(
+        report = Report(
             rows=tuple(self.rows),
             baseline=self.baseline.figures,
             metric=prepared.metric.name,
@@ -256,12 +718,44 @@ class Run:
                 task=prepared.task,
                 metric=prepared.metric,
                 loss=prepared.loss,
-                seed=self.seed,
-                latency_threads=self.meter.threads,
-                pipeline=self.pipeline,
+                seed=options.seed,
+                measure=options.measure,
+                goals=options.goals,
+                pipeline=options.pipeline,
             ),
             notes=tuple(notes),
+            runtime_baseline=self.runtime_baseline,
         )
+        return dataclasses.replace(report, goals=self._reached(report))
+
+    def _reached(self, report: Report) -> tuple[Goal, ...]:
+        row = report.final_row
+        against = Comparison()
+        if row is not None:
+            against = Comparison(
+                row.speedup, row.speedup_ci, row.accuracy_change, row.accuracy_change_ci
+            )
+        return self.options.goals.judge(
+            report.baseline, report.final, against, higher_is_better=report.higher_is_better
+        )
+
+
+def _comparison(comparison: Comparison) -> dict[str, Any]:
+    return {f.name: getattr(comparison, f.name) for f in dataclasses.fields(comparison)}
+
+
+def _noted(row: Row, note: str) -> Row:
+    return dataclasses.replace(row, notes=(*row.notes, note))
+
+
+def _stopping(ask: Callable[[], None]) -> Any:
+    """A callback that ends a training where it stands."""
+
+    class Stopping(tf_keras().callbacks.Callback):  # type: ignore[misc]
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            ask()
+
+    return Stopping()
 
 
 def _checked(item: Pass, state: State) -> State:

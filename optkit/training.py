@@ -231,6 +231,8 @@ def _trainer(model: Any, constraints: Mapping[Any, Constraint]) -> Any:
 def _training_metric(task: Task, metric: Metric) -> list[Any]:
     """The Keras counterpart of the metric, to watch while training."""
     metrics = tf_keras().metrics
+    if metric.custom:
+        return []  # a function of NumPy arrays; training watches the loss alone
     if metric.keras is not None:
         return [metric.keras(_METRIC)]
     if metric.name == "mean_squared_error":

@@ -325,7 +325,12 @@ class Workdir:
             _write_sealed(folder / _MEASURED, values | {"arrays": _file_checksum(target)})
 
     def record(
-        self, stages: Sequence[tuple[str, str, str]], report: Report, *, current: str | None
+        self,
+        stages: Sequence[tuple[str, str, str]],
+        report: Report,
+        *,
+        current: str | None,
+        ended: bool = True,
     ) -> None:
         """Makes a run the one that the folder shows.
 
@@ -333,22 +338,25 @@ class Workdir:
             stages: Name, key and status of each stage, in order.
             report: Its report.
             current: Name of the stage to deploy.
+            ended: Whether the run is over; otherwise the page, which takes a while to make, and
+                the history are left as they are.
 
         Raises:
             OptkitError: If the folder cannot be written.
         """
-        entry = {"when": _now(), "what": "run", "stage": current}
+        entries = [{"when": _now(), "what": "run", "stage": current}] if ended else []
         with _explained(self.path, OptkitError):
             text = report.to_json().encode()
             _replace(self.path / _REPORT, lambda path: path.write_bytes(text))
-            page = report.to_html().encode()
-            _replace(self.path / _PAGE, lambda path: path.write_bytes(page))
+            if ended:
+                page = report.to_html().encode()
+                _replace(self.path / _PAGE, lambda path: path.write_bytes(page))
             self._run = {
                 "current": current,
                 "stages": [
                     {"name": name, "key": key, "status": status} for name, key, status in stages
                 ],
-                "history": [*self._run["history"], entry],
+                "history": [*self._run["history"], *entries],
                 "report": _checksum(text),
             }
             _write_sealed(self.path / _RUN, self._run)

@@ -1,0 +1,129 @@
+"""What to try where goals were missed."""
+
+from __future__ import annotations
+
+from optkit.goals import Goal
+from optkit.report import Report, Row
+
+__all__ = ["advise", "missed_goals"]
+
+_CONVERTING = ("QuantizeINT8",)
+_LABELS = {
+    "min_accuracy": "accuracy at least",
+    "max_accuracy_drop": "accuracy drop at most",
+    "max_size_mb": "size at most",
+    "max_latency_ms": "latency at most",
+    "min_speedup": "speedup at least",
+    "min_throughput": "throughput at least",
+    "max_memory_mb": "peak memory at most",
+    "min_class_accuracy": "accuracy of every class at least",
+}
+
+
+def missed_goals(report: Report) -> str:
+    """A table of the goals that were missed, with a hint for each; empty where none was.
+
+    Example:
+        >>> from optkit.goals import Goal
+        >>> from optkit.measuring import Measurement
+        >>> goal = Goal("max_size_mb", 1.0, 1.5, unit="MB")
+        >>> print(missed_goals(Report((), Measurement(size_bytes=1_500_000), goals=(goal,))))
+        goal           limit   reached  missed by
+        size at most    1 MB    1.5 MB     0.5 MB
+        - size: add QuantizeINT8, which makes files about a quarter of their size.
+    """
+    missed = [goal for goal in report.goals if not goal.met]
+    if not missed:
+        return ""
+    table = [("goal", "limit", "reached", "missed by")]
+    for goal in missed:
+        unit = f" {goal.unit}" if goal.unit else ""
+        table.append(
+            (
+                _LABELS[goal.name],
+                f"{goal.limit:.4g}{unit}",
+                "not measured" if goal.figure is None else f"{goal.figure:.4g}{unit}",
+                "–" if goal.margin is None else f"{-goal.margin:.3g}{unit}",
+            )
+        )
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]
+    return "\n".join([*lines, *(f"- {hint}" for hint in advise(report))])
+
+
+def advise(report: Report) -> list[str]:
+    """A hint for each goal that was missed: which pass to weaken, which to add."""
+    return [_hint(goal, report) for goal in report.goals if not goal.met]
+
+
+def _hint(goal: Goal, report: Report) -> str:
+    if goal.figure is None:
+        what = _LABELS[goal.name].removesuffix(" at least").removesuffix(" at most")
+        return f"{what}: it was not measured; the notes of the report say why."
+    if goal.name in ("min_accuracy", "max_accuracy_drop"):
+        return f"accuracy: {_accuracy_hint(goal, report)}"
+    if goal.name == "min_class_accuracy":
+        classes = report.final.per_class or {}
+        worst = min(classes, key=lambda name: classes[name], default="?")
+        return (
+            f"classes: the worst class is {worst!r}. More samples of it, Augment, or weaker "
+            "compression may help."
+        )
+    names = {row.name.partition("-")[0] for row in report.rows if row.status == "ok"}
+    quantized = any(name in names for name in _CONVERTING)
+    what = goal.name.partition("_")[2].rpartition("_")[0] or goal.name.partition("_")[2]
+    if quantized:
+        return (
+            f"{what}: the file is quantized already; a smaller architecture is what is left "
+            "(TransferLearn with a smaller backbone)."
+        )
+    undone = [row.name for row in report.rows if row.status == "rolled back"]
+    if any(name.partition("-")[0] in _CONVERTING for name in undone):
+        return (
+            f"{what}: {', '.join(undone)} was undone for its accuracy. Give it more calibration "
+            "samples, or allow a larger `max_accuracy_drop`."
+        )
+    gain = {
+        "size": "which makes files about a quarter of their size",
+        "memory": "whose weights and activations take a quarter of the memory",
+    }.get(what, "whose file runs in LiteRT")
+    return f"{what}: add QuantizeINT8, {gain}."
+
+
+def _accuracy_hint(goal: Goal, report: Report) -> str:
+    harmful = _most_harmful(report)
+    if harmful is not None:
+        row, loss = harmful
+        points = f"{100 * loss:.1f} points" if "accuracy" in report.metric else f"{loss:.3g}"
+        return (
+            f"{row.name} cost most ({points}): weaken it, leave it out, or put a training pass "
+            "such as FineTune behind it."
+        )
+    if any(row.family == "train" and row.status == "ok" for row in report.rows):
+        return (
+            "no pass cost any; the model itself falls short. Train longer, or add Augment, SWA or "
+            "TransferLearn."
+        )
+    return "no pass trains; add FineTune, with Augment and LabelSmooth before it, or TransferLearn."
+
+
+def _most_harmful(report: Report) -> tuple[Row, float] | None:
+    """The kept row that lost most of the metric against what came in, and how much."""
+    sign = 1 if report.higher_is_better else -1
+    losses = [
+        (row, sign * (row.before.accuracy - row.after.accuracy))
+        for row in report.rows
+        if row.status == "ok"
+        and row.before is not None
+        and row.after is not None
+        and row.before.accuracy is not None
+        and row.after.accuracy is not None
+    ]
+    worst = max(losses, key=lambda pair: pair[1], default=None)
+    return worst if worst is not None and worst[1] > 0 else None

@@ -1,0 +1,51 @@
+"""The run that tests/test_runs.py kills: ``python tests/killed_run.py WORKDIR REPORT``.
+
+Says a line for each event, so that it can be killed in the middle of things.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import optkit as ok
+from optkit.testing import digits, small_model
+
+#: No timing, which would differ; every other figure must not.
+MEASURE = ok.Measure(latency_seconds=0, memory=False)
+
+
+def pipeline() -> ok.Pipeline:
+    return ok.Pipeline(
+        [
+            ok.Augment(rotation=5.0),
+            ok.FineTune(2, 1e-2, patience=None),
+            ok.LabelSmooth(0.1),
+            ok.SWA(2, 1e-3),
+            ok.Prune(0.5, 1),
+            ok.QuantizeINT8(calibration_samples=50),
+        ],
+        goals=ok.Goals(max_accuracy_drop=0.3, max_size_mb=1),
+        seed=7,
+    )
+
+
+def main(workdir: str, report: str) -> None:
+    result = pipeline().run(
+        small_model(),
+        digits(400),
+        workdir=workdir,
+        measure=MEASURE,
+        progress=lambda event: (
+            sys.stdout.write(f"{event.kind} {event.name}\n") and sys.stdout.flush()
+        ),
+    )
+    result.report.to_json(report)
+    result.artifact.save(Path(report).with_suffix(".tflite"))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
