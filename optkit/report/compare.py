@@ -266,7 +266,7 @@ def _described(report: Report) -> dict[str, Any]:
         "metric": report.metric,
         "split": report.split,
         "passes": ", ".join(row.name for row in report.rows) or None,
-        **{row.name: row.config for row in report.rows},
+        **{row.name: row.config for row in report.rows if row.config},
         **environment,
     }
 
