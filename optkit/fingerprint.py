@@ -33,19 +33,13 @@ from typing import Any
 import numpy as np
 
 from optkit.artifact import Artifact, KerasArtifact, TFLiteArtifact
-from optkit.constraint import Constraint, constraints_to_arrays
-from optkit.data import SPLITS, BoundData
 from optkit.models import is_compiled
 
 __all__ = [
     "Unfingerprintable",
     "artifact_fingerprint",
-    "code_fingerprint",
-    "constraints_fingerprint",
-    "data_fingerprint",
     "fingerprint",
     "library_versions",
-    "model_fingerprint",
     "own_parts",
 ]
 
@@ -91,7 +85,8 @@ def fingerprint(value: Any) -> str:
     Args:
         value: Plain values and containers of them; arrays and tensors; paths, which count together
             with the content of the file or folder that is there (so does text that is the path of
-            one); tf_keras models, layers, optimizers, losses; passes; functions and classes;
+            one); tf_keras models, by config, weights, ``trainable`` flags, custom code, and by how
+            they are compiled; layers, optimizers, losses; passes; functions and classes;
             objects of which everything they are made of has a fingerprint.
 
     Raises:
@@ -106,27 +101,6 @@ def fingerprint(value: Any) -> str:
     return _Walk().visit(value).hex()
 
 
-def code_fingerprint(kind: type) -> str:
-    """The fingerprint of a class: its code, what that refers to, and its base classes.
-
-    Raises:
-        Unfingerprintable: If it refers to something that has none.
-    """
-    return _Walk().visit(kind).hex()
-
-
-def model_fingerprint(model: Any) -> str:
-    """The fingerprint of a tf_keras model.
-
-    Config, weights, ``trainable`` flags, the code of custom layers and functions, and, where the
-    model is compiled, optimizer, loss and metrics.
-
-    Raises:
-        Unfingerprintable: If a custom part of it refers to something that has none.
-    """
-    return _Walk().model(model).hex()
-
-
 def artifact_fingerprint(artifact: Artifact) -> str:
     """The fingerprint of a Keras model, or of the bytes of a flatbuffer.
 
@@ -134,54 +108,6 @@ def artifact_fingerprint(artifact: Artifact) -> str:
         Unfingerprintable: For a kind of artifact that is neither, or a model that has none.
     """
     return _Walk().artifact(artifact).hex()
-
-
-def constraints_fingerprint(constraints: Mapping[tuple[str, str], Constraint]) -> str:
-    """The fingerprint of constraints: kinds with their code, paths, and what they keep.
-
-    Raises:
-        Unfingerprintable: If a kind of constraint refers to something that has none.
-    """
-    walk = _Walk()
-    return walk.visit(
-        (
-            constraints_to_arrays(constraints.values()),
-            sorted({walk.visit(type(item)) for item in constraints.values()}),
-        )
-    ).hex()
-
-
-def data_fingerprint(
-    data: BoundData, splits: tuple[str, ...] = ("train", "validation", "calibration")
-) -> str:
-    """The fingerprint of data that passes work with.
-
-    Args:
-        data: The bound data.
-        splits: The splits that count; without ``test``, which passes never see, by default.
-
-    Raises:
-        Unfingerprintable: For a stream that was given no ``fingerprint``.
-    """
-    parts: dict[str, Any] = {
-        "batch_size": data.batch_size,
-        "seed": data.seed,
-        "class_names": data.class_names,
-    }
-    for name in SPLITS:
-        split = getattr(data, name)
-        if name not in splits or split is None:
-            continue
-        if split.fingerprint is None:
-            raise Unfingerprintable(
-                f"`{name}` is a stream; give `Data(fingerprint=…)` a text that changes whenever "
-                "its content does"
-            )
-        parts[name] = (split.fingerprint, split.samples, split.steps, split.batch_size)
-        parts[f"{name} inputs"] = [(i.name, i.shape, i.dtype) for i in split.inputs]
-    walk = _Walk()
-    walk.files = "none"
-    return walk.visit(parts).hex()
 
 
 def library_versions() -> dict[str, str]:
@@ -322,7 +248,7 @@ class _Walk:
             return _digest("array", str(array.shape), self.visit(array.tolist()))
         content = np.ascontiguousarray(array)
         kind = "array" if isinstance(value, np.ndarray) else "scalar"
-        return _digest(kind, str(array.dtype.descr), str(array.shape), content.tobytes())
+        return _digest(kind, str(array.dtype), str(array.shape), content.tobytes())
 
     def _file_content(self, text: str, *, folders: bool) -> bytes:
         """What lies at a path, as empty bytes where nothing does."""

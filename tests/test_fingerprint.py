@@ -22,15 +22,11 @@ from optkit.constraint import KeepZeros
 from optkit.fingerprint import (
     Unfingerprintable,
     artifact_fingerprint,
-    code_fingerprint,
-    constraints_fingerprint,
-    data_fingerprint,
     fingerprint,
     library_versions,
-    model_fingerprint,
     own_parts,
 )
-from optkit.models import clone, signature
+from optkit.models import clone
 from optkit.testing import digits, small_model
 
 
@@ -156,25 +152,25 @@ def test_models_count_by_everything_that_decides_what_they_do():
     import tf_keras
 
     model = small_model()
-    found = [model_fingerprint(model)]
-    assert model_fingerprint(clone(model)) == found[0] == model_fingerprint(small_model())
+    found = [fingerprint(model)]
+    assert fingerprint(clone(model)) == found[0] == fingerprint(small_model())
     assert fingerprint({"backbone": model}) == fingerprint({"backbone": clone(model)})
 
     changed = clone(model)
     kernel = changed.get_layer("conv").kernel
     kernel.assign(np.nextafter(kernel.numpy(), 1))
-    found.append(model_fingerprint(changed))
+    found.append(fingerprint(changed))
     changed = clone(model)
     changed.get_layer("norm").moving_mean.assign_add(np.ones(8))
-    found.append(model_fingerprint(changed))
+    found.append(fingerprint(changed))
     changed = clone(model)
     changed.get_layer("conv").trainable = False
-    found.append(model_fingerprint(changed))
+    found.append(fingerprint(changed))
     for optimizer in (tf_keras.optimizers.Adam(0.1), tf_keras.optimizers.Adam(0.2)):
         for loss in ("mse", _closing_over(1), _closing_over(2)):
             changed = clone(model)
             changed.compile(optimizer, loss)
-            found.append(model_fingerprint(changed))
+            found.append(fingerprint(changed))
     found.append(artifact_fingerprint(ok.KerasArtifact(model)))
     assert len(set(found)) == len(found)
 
@@ -228,10 +224,10 @@ def test_custom_layers_count_with_their_code():
 
         return added
 
-    assert model_fingerprint(model_with(2)) == model_fingerprint(model_with(2))
-    assert model_fingerprint(model_with(2)) != model_fingerprint(model_with(3))
+    assert fingerprint(model_with(2)) == fingerprint(model_with(2))
+    assert fingerprint(model_with(2)) != fingerprint(model_with(3))
     one, other = activated(adding(1)), activated(adding(2))
-    assert model_fingerprint(one) != model_fingerprint(other)
+    assert fingerprint(one) != fingerprint(other)
     assert set(own_parts(model_with(2))) == {"Scaled"}
     assert set(own_parts(activated(_scale))) == {"_scale"}
 
@@ -247,42 +243,11 @@ def test_an_artifact_with_a_file_counts_by_its_bytes(tmp_path):
 def test_constraints_count_by_path_and_content():
     def found(path, *mask):
         one = KeepZeros(path, np.array(mask, bool))
-        return constraints_fingerprint({(path, one.name): one})
+        return fingerprint({(path, one.name): one})
 
-    kinds = {found("a", 1, 0), found("b", 1, 0), found("a", 1, 1), constraints_fingerprint({})}
+    kinds = {found("a", 1, 0), found("b", 1, 0), found("a", 1, 1), fingerprint({})}
     assert len(kinds) == 4
     assert found("a", 1, 0) == found("a", 1, 0)
-
-
-def test_data_count_by_content_and_by_how_they_are_read():
-    import tensorflow as tf
-
-    model = small_model()
-    data = digits(200)
-    x, y = data.train
-
-    def found(**changes):
-        settings = {"train": (x, y), "validation": data.validation, "test": data.test} | changes
-        return data_fingerprint(ok.Data(**settings).bind(signature(model)))
-
-    other = x.copy()
-    other[0, 0, 0] += 0.5
-    kinds = [
-        found(),
-        found(train=(other, y)),
-        found(calibration=(x[:10], y[:10])),
-        found(calibration=(x[:11], y[:11])),
-        found(batch_size=16),
-        found(seed=1),
-    ]
-    assert len(set(kinds)) == len(kinds)
-    assert found() == kinds[0] == found(test=(x, y)), "passes never see `test`"
-    stream = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
-    with pytest.raises(Unfingerprintable, match="`train` is a stream; give `Data"):
-        found(train=stream)
-    assert found(train=stream, fingerprint={"train": "1"}) != found(
-        train=stream, fingerprint={"train": "2"}
-    )
 
 
 def test_versions_name_every_library_that_matters():
@@ -353,8 +318,8 @@ SCRIPT = """
     import sys
     sys.path.insert(0, sys.argv[1])
     import module
-    from optkit.fingerprint import code_fingerprint, fingerprint
-    print(code_fingerprint(module.Halve), fingerprint(module.Halve()))
+    from optkit.fingerprint import fingerprint
+    print(fingerprint(module.Halve), fingerprint(module.Halve()))
 """
 
 
@@ -461,4 +426,4 @@ def test_what_code_refers_to_is_named_where_it_cannot_be_told():
             return helper()
 
     with pytest.raises(Unfingerprintable, match=r"`.*rewrite` refers to `helper`.* to `lock`"):
-        code_fingerprint(Own)
+        fingerprint(Own)
