@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks import common
 
-BENCHMARKS = ("import_time", "conversion", "overhead", "memory")
+BENCHMARKS = ("import_time", "conversion", "overhead", "memory", "self_check")
 
 
 def _run(name: str, quick: bool, path: Path) -> bool:

@@ -11,20 +11,21 @@ import pytest
 import optkit as ok
 from optkit.artifact import Artifact
 from optkit.data import Data
-from optkit.measuring import Meter
-from optkit.measuring.accuracy import score
+from optkit.measuring import Device, Measure, Measured, Meter, worst_classes
+from optkit.measuring.accuracy import Scores, score
 from optkit.measuring.latency import LatencyProcess
-from optkit.measuring.worker import time_in_turns
+from optkit.measuring.measurement import Comparison, Measurement
+from optkit.measuring.worker import by_block, time_callers, time_in_turns
 from optkit.metric import infer_metric
 from optkit.models import signature
 from optkit.task import infer_task
 from optkit.testing import small_model
 
 
-def meter_for(model, data):
+def meter_for(model, data, measure=None):
     bound = data.bind(signature(model))
     task = infer_task(model, bound.test.head(500)[1])
-    return Meter(bound, task, infer_metric(model, task))
+    return Meter(bound, task, infer_metric(model, task), measure)
 
 
 class Wrong(ok.KerasArtifact):
@@ -88,16 +89,16 @@ def test_latency_is_of_the_artifact(trained):
     import tf_keras as keras
 
     heavy = keras.Sequential(
-        [keras.Input((8, 8, 1)), *[keras.layers.Conv2D(96, 3, padding="same") for _ in range(6)]]
+        [keras.Input((8, 8, 1)), *[keras.layers.Conv2D(128, 3, padding="same") for _ in range(9)]]
     )
     sample = np.zeros((1, 8, 8, 1), "float32")
-    with LatencyProcess(1, sample) as process:
+    with LatencyProcess(Device(), sample) as process:
         process.load("light", ok.KerasArtifact(small_model()))
         process.load("twin", ok.KerasArtifact(small_model()))
         process.load("heavy", ok.KerasArtifact(heavy))
         alone = process.time("light")
         assert 0 < alone.ci[0] <= alone.median_ms <= alone.ci[1]
-        assert alone.median_ms <= alone.p90_ms
+        assert alone.median_ms <= alone.p90_ms <= alone.p99_ms
         latency, speedup = process.time_against("heavy", "light")
         assert speedup.ratio < 0.5
         assert speedup.ci[1] < 1
@@ -121,7 +122,7 @@ def test_the_threads_are_set_in_the_process():
         " tf.config.threading.get_inter_op_parallelism_threads())"
     )
     assert worker.__doc__
-    with LatencyProcess(1, np.zeros((1, 8, 8, 1), "float32")) as process:
+    with LatencyProcess(Device(), np.zeros((1, 8, 8, 1), "float32")) as process:
         process.load("a", ok.KerasArtifact(small_model()))
         path = f"{process._folder.name}/a/model"
         done = subprocess.run(
@@ -136,7 +137,9 @@ def test_turns_alternate_and_end():
     times = time_in_turns(runners, seconds=0.05, precision=0.0, minimum=4)
     assert len(times[0]) == len(times[1]) >= 4
     turns = "".join(order[-8:])
-    assert turns in ("abbaabba", "baabbaab")
+    assert turns in ("abbabaab", "baababba")
+    assert len(by_block(times[0])) == len(times[0]) // 4
+    assert sum(by_block(times[0])) == pytest.approx(sum(times[0]))
 
 
 def test_what_cannot_be_timed_is_said_and_the_rest_is_measured(trained, data):
@@ -158,7 +161,10 @@ def test_what_cannot_be_timed_is_said_and_the_rest_is_measured(trained, data):
     assert measured.figures.latency_ms is None
     assert measured.figures.accuracy > 0.9
     assert measured.figures.size_bytes == 3
-    assert "latency of a odd artifact cannot be measured" in measured.notes[0]
+    assert measured.figures.peak_memory_bytes is None
+    assert measured.notes == (
+        "memory and latency not measured: A odd artifact has no runtime that can be measured.",
+    )
 
 
 def test_the_death_of_the_process_is_said(trained, data):
@@ -222,7 +228,7 @@ def test_a_model_with_lookup_tables_is_timed():
 def test_a_late_answer_is_not_taken_for_another(monkeypatch):
     from optkit.measuring import latency
 
-    with LatencyProcess(1, np.zeros((1, 8, 8, 1), "float32")) as process:
+    with LatencyProcess(Device(), np.zeros((1, 8, 8, 1), "float32")) as process:
         monkeypatch.setattr(latency, "_ANSWER_WITHIN_SECONDS", 0.01)
         with pytest.raises(ok.OptkitError, match="no answer in time"):
             process.load("slow", ok.KerasArtifact(small_model()))
@@ -240,3 +246,207 @@ def test_a_class_beyond_the_outputs_deep_in_a_stream_is_said(trained, data):
     stream = tf.data.Dataset.from_tensor_slices((images, late)).batch(32)
     with pytest.raises(ok.DataError, match="holds the class 10"):
         ok.Pipeline([ok.QuantizeINT8()]).run(trained, Data(train=data.train, test=stream))
+
+
+def test_a_process_that_runs_something_else_is_refused(trained, data):
+    """The outputs of what is timed are held to those of the artifact."""
+    with meter_for(trained, data, Measure(memory=False, latency_seconds=0.1)) as meter:
+        meter.measure(ok.KerasArtifact(trained))
+        wrong = meter.measure(Wrong(trained, lambda out: np.roll(out, 1, axis=1)))
+        close = meter.measure(Wrong(trained, lambda out: out * (1 + 1e-6)))
+        shape = meter.measure(Wrong(trained, lambda out: np.concatenate([out, 0 * out], axis=1)))
+    for measured in (wrong, shape):
+        assert measured.figures.latency_ms is None
+        assert measured.comparison.speedup is None
+        assert "ran something else than the artifact" in measured.notes[0]
+    assert close.figures.latency_ms > 0
+    assert not close.notes
+
+
+def test_a_stage_is_faster_or_slower_by_the_interval():
+    assert Comparison(2.0, (1.5, 2.5)).verdict == "faster"
+    assert Comparison(0.5, (0.4, 0.9)).verdict == "slower"
+    assert Comparison(1.1, (0.9, 1.3)).verdict == "no measurable change"
+    assert Comparison().verdict is None
+
+
+def test_larger_batches_are_what_is_timed(trained, data):
+    settings = Measure(batch_size=64, memory=False, latency_seconds=0.2)
+    with meter_for(trained, data, settings) as meter:
+        assert np.shape(meter._process._sample) == (64, 8, 8, 1)
+        many = meter.measure(ok.KerasArtifact(trained)).figures
+    with meter_for(trained, data, Measure(memory=False, latency_seconds=0.2)) as meter:
+        one = meter.measure(ok.KerasArtifact(trained)).figures
+    assert many.latency_ms > 2 * one.latency_ms
+
+
+def test_what_is_switched_off_is_not_measured_and_starts_nothing(trained, data):
+    settings = Measure(latency_seconds=0, memory=False)
+    with meter_for(trained, data, settings) as meter:
+        figures = meter.measure(ok.KerasArtifact(trained)).figures
+        assert meter._process is None
+    assert figures.latency_ms is figures.peak_memory_bytes is figures.throughput is None
+    assert figures.accuracy > 0.9
+    assert sum(layer.parameters for layer in figures.layers) == figures.parameters
+
+
+def test_throughput_of_parallel_callers(trained, data):
+    figures = {}
+    for callers in (1, 2):
+        settings = Measure(memory=False, latency_seconds=0.3, callers=callers)
+        with meter_for(trained, data, settings) as meter:
+            figures[callers] = meter.measure(ok.KerasArtifact(trained)).figures
+    for callers, found in figures.items():
+        throughput = found.throughput
+        assert (throughput.callers, throughput.batch_size) == (callers, 1)
+        assert 0 < throughput.p50_ms <= throughput.p95_ms <= throughput.p99_ms
+        assert throughput.error_rate == 0
+    # A request of a lone caller is what latency is of: the two must agree, but for noise.
+    alone = figures[1]
+    assert 1 / 3 < alone.throughput.p50_ms / alone.latency_ms < 3
+    assert alone.throughput.requests_per_second <= 1000 / alone.throughput.p50_ms * 2
+
+
+def test_callers_ask_in_parallel_and_failures_are_counted():
+    import time
+
+    calls = []
+
+    def slow():
+        time.sleep(0.01)
+
+    def fails_often():
+        calls.append(1)
+        time.sleep(0.01)
+        if len(calls) % 2:
+            raise ValueError("no")
+
+    one = time_callers([slow], seconds=0.3)
+    four = time_callers([slow] * 4, seconds=0.3)
+    assert four["answered"] > 2.5 * one["answered"]
+    assert one["percentiles"] == sorted(one["percentiles"])
+    assert one["percentiles"][0] >= 0.01
+    failing = time_callers([fails_often], seconds=0.3)
+    assert abs(failing["errors"] - failing["answered"]) <= 1
+    assert failing["last_error"] == "ValueError: no"
+
+
+def test_a_restored_baseline_gives_the_same_figures(trained, data):
+    import json
+
+    settings = Measure(memory=False, latency_seconds=0.1)
+    rolled = Wrong(trained, lambda out: np.roll(out, 1, axis=1))
+    with meter_for(trained, data, settings) as meter:
+        baseline = meter.measure(ok.KerasArtifact(trained))
+        first = meter.measure(rolled)
+    values, arrays = baseline.to_plain()
+    stored = Measured.from_plain(json.loads(json.dumps(values)), arrays)
+    assert stored.figures == baseline.figures
+    with meter_for(trained, data, settings) as meter:
+        meter.restore_baseline(ok.KerasArtifact(trained), stored)
+        assert meter._baseline_timed is None  # not run again for its own sake
+        again = meter.measure(rolled)
+        good = meter.measure(ok.KerasArtifact(small_model()))
+    assert again.comparison == first.comparison
+    assert again.validation_change == first.validation_change < -0.8
+    assert again.validation_change_ci == first.validation_change_ci
+    assert good.comparison.speedup is not None  # so the baseline was loaded in the end
+
+
+def test_scores_survive_being_stored(tmp_path):
+    scores = Scores(
+        np.array([0.0, 1.0], np.float32),
+        {3: 0.5, 7: 0.0},
+        {3: 2, 7: 1},
+        "abc",
+        2,
+        chance=0.4,
+        figure=0.7,
+        targets=np.array([1, 2]),
+        outputs=np.eye(2),
+    )
+    np.savez(tmp_path / "scores.npz", **scores.to_arrays())
+    with np.load(tmp_path / "scores.npz") as stored:
+        again = Scores.from_arrays(dict(stored))
+    assert (again.per_class, again.counts, again.order) == ({3: 0.5, 7: 0.0}, {3: 2, 7: 1}, "abc")
+    assert (again.samples, again.chance, again.mean) == (2, 0.4, 0.7)
+    for one, other in zip(again.kept(), scores.kept(), strict=True):
+        assert np.array_equal(one, other)
+    plain = Scores(np.ones(3, np.float32), None, None, "x", 3)
+    assert Scores.from_arrays(plain.to_arrays()).per_class is None
+    with pytest.raises(ValueError, match="only kept for"):
+        plain.kept()
+
+
+def test_the_validation_change_is_paired_against_the_baseline(trained, data):
+    meter = meter_for(trained, data)
+    baseline = meter.measure(ok.KerasArtifact(trained))
+    assert baseline.validation_change is None
+    rolled = meter.measure(Wrong(trained, lambda out: np.roll(out, 1, axis=1)))
+    assert rolled.validation_change == pytest.approx(rolled.validation - baseline.validation)
+    low, high = rolled.validation_change_ci
+    assert low < rolled.validation_change < high < 0
+    # Without a test split, validation is what is reported, and the two are one.
+    single = Data(train=data.train, validation=data.validation)
+    bound = single.bind(signature(trained))
+    task = infer_task(trained, data.validation[1])
+    meter = Meter(bound, task, infer_metric(trained, task))
+    meter.measure(ok.KerasArtifact(trained))
+    same = meter.measure(Wrong(trained, lambda out: np.roll(out, 1, axis=1)))
+    assert same.validation_change == same.comparison.accuracy_change
+    assert same.scores is same.validation_scores
+
+
+def test_a_drop_that_the_mean_hides_is_seen(trained, data):
+    """One class of ten is answered wrongly throughout: its mean hides most of it."""
+
+    def forget_seven(out):
+        out = out.copy()
+        out[:, 7] = 0
+        return out
+
+    meter = meter_for(trained, data)
+    before = meter.measure(ok.KerasArtifact(trained)).figures
+    after = meter.measure(Wrong(trained, forget_seven)).figures
+    worst, *others = worst_classes(before, after, 3)
+    assert (worst.name, worst.after) == ("7", 0.0)
+    assert worst.change == -before.per_class["7"] < -0.8
+    assert worst.samples == int(np.sum(data.test[1] == 7)) == after.class_samples["7"]
+    assert len(others) == 2
+    assert all(item.after >= worst.after for item in others)
+    assert worst_classes(before, Measurement(), 3) == []
+    assert worst_classes(None, after, 1)[0].change is None
+    with pytest.raises(ok.PipelineError, match="`count`"):
+        worst_classes(before, after, 0)
+
+
+@pytest.mark.parametrize("kind", ["classes", "labels", "regression"])
+def test_a_baseline_no_better_than_chance_is_said(kind, dense, caplog):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 4)).astype("float32")
+    if kind == "classes":
+        model, y = dense(3, "softmax"), rng.choice(3, 200, p=[0.7, 0.2, 0.1])
+        chance = np.mean(y == 0)
+    elif kind == "labels":
+        model, y = dense(2, "sigmoid"), (rng.random((200, 2)) < [0.1, 0.9]).astype(int)
+        chance = (np.mean(y[:, 0] == 0) + np.mean(y[:, 1])) / 2
+    else:
+        model, y = dense(1, None), rng.normal(size=200).astype("float32")
+        chance = np.mean(np.abs(y - np.median(y)))
+    meter = meter_for(model, Data(test=(x, y)))
+    measured = meter.measure(ok.KerasArtifact(model))
+    assert measured.scores.chance == pytest.approx(chance)
+    assert any("no better than chance" in note for note in meter.notes)
+    assert "no better than chance" in caplog.text
+
+
+def test_a_baseline_better_than_chance_is_not_warned_of(trained, data, dense):
+    meter = meter_for(trained, data)
+    meter.measure(ok.KerasArtifact(trained))
+    assert not meter.notes
+    model = dense(1, None)
+    x = np.random.default_rng(0).normal(size=(100, 4)).astype("float32")
+    exact = Data(test=(x, model.predict(x, verbose=0)[:, 0] + 0.001))
+    meter = meter_for(model, exact)
+    meter.measure(ok.KerasArtifact(model))
+    assert not meter.notes

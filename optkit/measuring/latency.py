@@ -24,6 +24,7 @@ from optkit.measuring.measurement import Throughput
 from optkit.measuring.memory import Memory, probe_environment, probe_litert
 from optkit.measuring.settings import Device
 from optkit.measuring.statistics import Interval, bootstrap_median, mean_ratio
+from optkit.measuring.worker import by_block
 from optkit.models import mixed_precision_layers, signature
 from optkit.runtime import tensorflow
 
@@ -270,18 +271,18 @@ class LatencyProcess:
             OptkitError: If no request was answered.
         """
         found = self._ask(command="throughput", key=key, callers=callers, seconds=self.seconds)
-        times, errors = np.array(found["times"]), found["errors"]
-        if not len(times):
+        answered, errors = found["answered"], found["errors"]
+        if not answered:
             raise OptkitError(f"All {errors} requests failed, the last with {found['last_error']}.")
-        p50, p95, p99 = np.percentile(times * 1e3, [50, 95, 99])
+        p50, p95, p99 = (seconds * 1e3 for seconds in found["percentiles"])
         return Throughput(
             callers=callers,
             batch_size=self.batch_size,
-            requests_per_second=len(times) / found["seconds"],
-            p50_ms=float(p50),
-            p95_ms=float(p95),
-            p99_ms=float(p99),
-            error_rate=errors / (errors + len(times)),
+            requests_per_second=answered / found["seconds"],
+            p50_ms=p50,
+            p95_ms=p95,
+            p99_ms=p99,
+            error_rate=errors / (errors + answered),
         )
 
     def _times(self, keys: list[str]) -> list[list[np.ndarray]]:
@@ -302,15 +303,10 @@ class LatencyProcess:
     def time_against(self, key: str, other: str) -> tuple[Latency, Speedup]:
         """Times an artifact in turns with another, so that drift of the machine cancels."""
         copies = self._times([other, key])
-        # Two rounds, A B and B A, make one pair: whoever runs second finds warmer caches.
-        ratios = [np.median(_by_two(others) / _by_two(times)) for others, times in copies]
+        ratios = [np.median(by_block(others) / by_block(times)) for others, times in copies]
         latency = _latency(np.concatenate([times for _, times in copies]))
         ratio, (low, high) = mean_ratio(np.array(ratios))
         return latency, Speedup(ratio, (low / (1 + _RESOLUTION), high * (1 + _RESOLUTION)))
-
-
-def _by_two(figures: np.ndarray) -> np.ndarray:
-    return np.asarray(figures[: len(figures) // 2 * 2].reshape(-1, 2).sum(axis=1))
 
 
 def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:

@@ -30,8 +30,8 @@ Interval = tuple[float, float]
 _Z = 1.959963984540054  # the 97.5 % point of the normal distribution
 _RESAMPLES = 2000
 # A figure of the whole set is computed anew for every resample, by a function that may be slow.
-_WHOLE_RESAMPLES = 1000
-_WHOLE_SECONDS = 5.0
+_WHOLE_RESAMPLES = 500
+_WHOLE_SECONDS = 3.0
 _WHOLE_MINIMUM = 50
 _SEED = 20140131  # intervals of the same figures are the same
 

@@ -22,7 +22,11 @@ from optkit.measuring.zygote import Zygote
 
 Runner = Callable[[], Any]
 
-_CHUNK = 20  # pairs between two looks at the clock and the interval
+# Who goes first in each round of a block. A B, B A alone would leave the one always in the middle
+# of four and the other at their ends, which are not equally fast; B A, A B then trade the places.
+_ORDER = (0, 1, 1, 0)
+BLOCK = len(_ORDER)
+_BLOCKS = 5  # between two looks at the interval
 
 
 def _keras_runner(path: str, inputs: list[np.ndarray], threads: int) -> Runner:
@@ -91,33 +95,36 @@ def time_in_turns(
         seconds: Time after which to stop.
         precision: Relative half-width of the interval of the median (of the ratio, for two) at
             which to stop earlier.
-        minimum: Rounds to make in any case, as long as they do not take ten times as long.
+        minimum: Rounds to make in any case; a block of four is always made.
 
     Returns:
-        For each runner its times in seconds, in order.
+        For each runner its times in seconds, in order, in whole blocks of four.
     """
     for run in runners:
         _warm_up(run, seconds / 4)
-    turn = range(len(runners))
     times: list[list[float]] = [[] for _ in runners]
+    orders = [range(len(runners)), range(len(runners))[::-1]]
     start = time.perf_counter()
     while True:
-        for i in range(_CHUNK):
-            # A B, B A, A B, …: who runs second finds other things in the caches.
-            for k in turn if i % 2 else reversed(turn):
-                began = time.perf_counter()
-                runners[k]()
-                times[k].append(time.perf_counter() - began)
+        for _ in range(_BLOCKS):
+            for first in _ORDER:
+                for k in orders[first]:
+                    began = time.perf_counter()
+                    runners[k]()
+                    times[k].append(time.perf_counter() - began)
             elapsed = time.perf_counter() - start
-            if i % 2 == 0:
-                continue  # a round is whole when each has gone first
-            if elapsed > 10 * seconds or (elapsed > seconds and len(times[0]) >= minimum):
+            if elapsed > seconds and len(times[0]) >= minimum:
                 return times
-        figures = np.array(times[0]).reshape(-1, 2).sum(1)
+        figures = by_block(times[0])
         if len(times) > 1:
-            figures = figures / np.array(times[1]).reshape(-1, 2).sum(1)
-        if len(figures) >= max(minimum, 40) and _relative_width(figures) < precision:
+            figures = figures / by_block(times[1])
+        if len(figures) >= max(minimum / BLOCK, 20) and _relative_width(figures) < precision:
             return times
+
+
+def by_block(times: list[float]) -> np.ndarray:
+    """Sums over the whole blocks of rounds, in which nobody has the better places."""
+    return np.asarray(times).reshape(-1, BLOCK).sum(axis=1)
 
 
 def time_callers(runners: list[Runner], *, seconds: float) -> dict[str, Any]:
@@ -128,8 +135,9 @@ def time_callers(runners: list[Runner], *, seconds: float) -> dict[str, Any]:
         seconds: How long to go on asking.
 
     Returns:
-        ``seconds`` from the first question to the last answer, ``times`` of the answered requests
-        in seconds, number of ``errors``, and the ``last_error`` in words.
+        ``seconds`` from the first question to the last answer, number of requests ``answered``,
+        their ``percentiles`` (50, 95 and 99) in seconds, number of ``errors``, and the
+        ``last_error`` in words.
     """
     for run in runners:
         try:
@@ -163,9 +171,12 @@ def time_callers(runners: list[Runner], *, seconds: float) -> dict[str, Any]:
     start = time.perf_counter()
     for caller in callers:
         caller.join()
+    lasted = time.perf_counter() - start
+    answered = np.array([value for mine in times for value in mine])
     return {
-        "seconds": time.perf_counter() - start,
-        "times": [value for mine in times for value in mine],
+        "seconds": lasted,
+        "answered": len(answered),
+        "percentiles": np.percentile(answered, [50, 95, 99]).tolist() if len(answered) else [],
         "errors": len(errors),
         "last_error": f"{type(errors[-1]).__name__}: {errors[-1]}" if errors else None,
     }
