@@ -466,16 +466,21 @@ class _Walk:
             return self.model(value)
         if hasattr(value, "get_weights") and hasattr(value, "_flatten_layers"):
             return self._layers("layer", value)
-        # What it was given besides its config: functions, and whatever a class that forgot to put
-        # it there keeps to itself.
-        kept = _settings(value)
-        for name in ("fn", "_fn", "_fn_kwargs"):
-            if name in vars(value):
-                kept[name] = vars(value)[name]
+        # Besides its config: the functions it was given, and whatever a class of the user's that
+        # says too little in its config keeps to itself. (Optimizers and initializers keep their
+        # progress there, and are copied from their config.)
+        kept = _settings(value) | {
+            name: item for name, item in vars(value).items() if name in ("_fn", "_fn_kwargs")
+        }
+        copied = hasattr(value, "apply_gradients") or hasattr(value, "_random_generator")
+        if _library(kind.__module__) is None and not copied:
+            kept = dict(sorted(vars(value).items()))
         try:
             config = self._config(value)
-        except Unfingerprintable:  # Keras refuses to serialize a lambda, which is among the rest
-            config, kept = b"", dict(sorted(vars(value).items()))
+        except Unfingerprintable:
+            if not any(callable(item) for item in kept.values()):
+                raise
+            config = b""  # Keras refuses to serialize a lambda, which is among the rest
         parts = self._named(kept.items(), kind.__qualname__)
         return _digest("keras object", self.visit(kind), config, *parts)
 

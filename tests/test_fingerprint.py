@@ -177,14 +177,15 @@ def test_models_count_by_everything_that_decides_what_they_do():
 
 def test_keras_objects_count_by_config_and_by_what_they_keep_to_themselves():
     import tf_keras
+    from tf_keras.src.losses import LossFunctionWrapper
 
     class Focal(tf_keras.losses.Loss):
         def __init__(self, gamma):
             super().__init__()
-            self.gamma = gamma  # and no `get_config`
+            self._gamma = gamma  # and no `get_config`
 
         def call(self, y_true, y_pred):
-            return self.gamma * (y_true - y_pred)
+            return self._gamma * (y_true - y_pred)
 
     values = [
         *(
@@ -192,6 +193,8 @@ def test_keras_objects_count_by_config_and_by_what_they_keep_to_themselves():
             tf_keras.optimizers.SGD(0.2),
             tf_keras.optimizers.Adam(0.1),
         ),
+        *(tf_keras.losses.MeanAbsoluteError(reduction=how) for how in ("sum", "none")),
+        *(LossFunctionWrapper(_closing_over(i)) for i in (1, 2)),
         *(Focal(1), Focal(2), tf_keras.losses.MeanSquaredError()),
         *(tf_keras.regularizers.L2(0.1), tf_keras.regularizers.L2(0.2)),
         *(tf_keras.metrics.MeanMetricWrapper(_closing_over(i), name="m") for i in (1, 2)),
