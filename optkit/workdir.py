@@ -426,8 +426,7 @@ class Run:
     """What a ``workdir`` holds: the stages of the last run, their figures, and which is current.
 
     It reads the folder each time it is asked, and needs no lock to do so: looking while a run is
-    under way, or after it was killed, is fine. Until a run has ended, it shows the one before; in
-    a folder where none has, the stages that are finished.
+    under way, or after it was killed, is fine, and shows the stages that are finished.
 
     Args:
         workdir: The folder that `Pipeline.run` was given.
