@@ -317,12 +317,13 @@ class Runner:
         """Does the work of a pass, unless an earlier run in the same folder has done it."""
         key = self._key(item, context)
         stored = self._find(key)
-        if stored is not None:
+        if stored is not None and key is not None:
             context.notes[:] = stored.facts["notes"]
             context.curves[:] = stored.facts["curves"]
             self.state = State(stored.artifact, self.state.recipe, stored.constraints)
             self.fingerprint = stored.fingerprint
             self.stages[name] = stored.artifact
+            self._keys[name] = key
             self._send("reused", number, name)
             return dataclasses.replace(row, seconds=stored.facts["seconds"])
         began = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import time
 
 import numpy as np
 import pytest
@@ -262,3 +263,11 @@ def test_unpacked_weights_are_those_of_the_operator_that_reads_them(trained):
     values = 10 * trained.layers[0].filters  # kernels of 3 by 3 and a bias
     assert (conv.parameters, conv.bytes, conv.dtype) == (values, 2 * values, "float16")
     assert sum(layer.parameters for layer in layers) == artifact.parameters
+
+
+def test_equal_models_give_equal_files(trained, tmp_path):
+    one = ok.KerasArtifact(trained).save(tmp_path / "one.keras")
+    time.sleep(2.1)  # the dates in a zip file are two seconds apart
+    other = ok.KerasArtifact(trained).save(tmp_path / "other.keras")
+    assert one.read_bytes() == other.read_bytes()
+    assert sorted(tmp_path.iterdir()) == [one, other]

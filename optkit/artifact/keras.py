@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
+import os
+import shutil
+import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +80,7 @@ class KerasArtifact(Artifact):
         # A compiled model would take its optimizer's state, twice the size of the weights, along.
         model = clone(self._model) if is_compiled(self._model) else self._model
         tf_keras().models.save_model(model, path, save_format="keras")
+        _undate(path)
 
     @property
     def parameters(self) -> int:
@@ -141,6 +146,23 @@ def _describe(layer: Any, name: str, counted: set[int]) -> Layer:
         sparsity=float(1 - sum(np.count_nonzero(k) for k in kernels) / total) if total else None,
         dtype=values.most_common(1)[0][0] if values else None,
     )
+
+
+def _undate(path: Path) -> None:
+    """Takes the time of writing out of a ``.keras`` file: equal models, equal bytes."""
+    undated = path.with_name(f"{path.name}.undated")
+    with zipfile.ZipFile(path) as dated, zipfile.ZipFile(undated, "w") as target:
+        for old in dated.infolist():
+            info = zipfile.ZipInfo(old.filename)  # of 1980, the first date that the format knows
+            info.file_size = old.file_size  # decides whether the entry is one for large files
+            with dated.open(old) as source, target.open(info, "w") as entry:
+                if old.filename == "metadata.json":
+                    metadata = json.load(source)
+                    metadata["date_saved"] = "1980-01-01@00:00:00"
+                    entry.write(json.dumps(metadata).encode())
+                else:
+                    shutil.copyfileobj(source, entry, 2**20)
+    os.replace(undated, path)
 
 
 def inference_function(
