@@ -55,6 +55,13 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def screenshots(session: nox.Session) -> None:
+    """The pictures of the page on reports, of a run of the quick start or of a report.json given."""
+    install(session, "test")
+    session.run("python", "docs/screenshots.py", *session.posargs)
+
+
+@nox.session
 def benchmarks(session: nox.Session) -> None:
     """Figures on this machine, against targets; takes a while and wants a quiet machine."""
     install(session)

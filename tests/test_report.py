@@ -214,6 +214,10 @@ def test_the_gain_is_that_of_what_was_kept_last(report):
             "accuracy drop at most 1.5 points: 2.10 points [1.00, 3.00], missed by 0.6",
         ),
         (
+            Goal("max_accuracy_drop", 0.01, -0.0194, (-0.03, 0.002)),
+            "accuracy drop at most 1 point: a gain of 1.94 points [-0.20, 3.00], met with 2.94 to spare",
+        ),
+        (
             Goal("min_accuracy", 0.9, 0.95, None, "", True),
             "accuracy at least 90 %: 95.00 %, met with 5 to spare",
         ),
@@ -247,6 +251,8 @@ def test_goals_of_an_error_are_no_points(report):
     regression = dataclasses.replace(report, metric="mean_absolute_error", higher_is_better=False)
     words = str(goal_text(regression, Goal("max_accuracy_drop", 0.5, 0.25)))
     assert words == "mean_absolute_error growth at most 0.5: 0.25, met with 0.25 to spare"
+    words = str(goal_text(regression, Goal("max_accuracy_drop", 0.5, -0.25)))
+    assert words == "mean_absolute_error growth at most 0.5: 0.25 less, met with 0.75 to spare"
 
 
 def test_footnotes_say_memory_throughput_and_on_what_it_was_measured():

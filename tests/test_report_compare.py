@@ -97,6 +97,10 @@ def test_what_cannot_be_compared_is_not():
     assert any("accuracy on test cannot be compared with AUC on test" in n for n in compared.notes)
     assert any("latencies were not measured alike" in note for note in compared.notes)
     assert any("the data are not the same" in note for note in compared.notes)
+    slower = dataclasses.replace(one.final, latency_ms=9.0, latency_ci=(8.9, 9.1))
+    rows = (*one.rows[:4], dataclasses.replace(one.rows[4], after=slower))
+    (note,) = one.compare(dataclasses.replace(one, rows=rows)).notes
+    assert "speedups compare better" in note
     reseeded = one.environment | {"data": one.environment["data"] | {"seed": 5}}
     assert one.compare(dataclasses.replace(one, environment=reseeded)).notes == ()
 

@@ -20,6 +20,7 @@ __all__ = ["FigureDifference", "ReportComparison", "SettingDifference", "compare
 _WIDTH = 100
 _ABSENT = "–"
 _SAME = "no measurable difference"
+_SIZE_NOISE = 0.001  # names and the like take up a few bytes more or less
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class FigureDifference:
         other_ci: That of the second.
         difference: The second less the first; ``None`` where one of them is missing.
         verdict: ``"other is better"``, ``"other is worse"``, ``"no measurable difference"`` where
-            the intervals overlap, ``"equal"``; ``None`` where one of them is missing. Where two
+            the intervals overlap, ``"equal"`` (of a size: within 0.1 %); ``None`` where one of them is missing. Where two
             intervals exclude each other the difference is there; where they overlap a little it may
             still be: each run can be compared with its own baseline more sharply than two runs.
     """
@@ -178,7 +179,7 @@ def compare(this: Report, other: Report) -> ReportComparison:
         figures=tuple(figures),
         only_this=tuple(name for name in rows if name not in others),
         only_other=tuple(name for name in others if name not in rows),
-        notes=tuple(_cautions(this, other, same_metric)),
+        notes=tuple(_cautions(this, other, figures, same_metric)),
         metric=this.metric,
     )
 
@@ -237,7 +238,10 @@ def _difference(
     difference = verdict = None
     if this is not None and other is not None:
         difference = other - this
-        verdict = _verdict(difference, this_ci, other_ci, sign)
+        if figure in ("size", "gzip") and abs(difference) <= _SIZE_NOISE * this:
+            verdict = "equal"
+        else:
+            verdict = _verdict(difference, this_ci, other_ci, sign)
     yield FigureDifference(stage, figure, this, other, this_ci, other_ci, difference, verdict)
 
 
@@ -286,7 +290,9 @@ def _plain(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=repr)
 
 
-def _cautions(this: Report, other: Report, same_metric: bool) -> Iterator[str]:
+def _cautions(
+    this: Report, other: Report, figures: list[FigureDifference], same_metric: bool
+) -> Iterator[str]:
     if not same_metric:
         one, two = (f"{report.metric} on {report.split}" for report in (this, other))
         yield f"{one} cannot be compared with {two}"
@@ -294,14 +300,20 @@ def _cautions(this: Report, other: Report, same_metric: bool) -> Iterator[str]:
     timed = ("processor", "cores", "latency_threads", "measure.batch_size", "measure.device.")
     if _differ(sides, lambda name: name.startswith(timed)):
         yield "latencies were not measured alike: other processor, threads, device or batch size"
+    if any(item.figure == "latency" and item.verdict not in (None, _SAME) for item in figures):
+        yield (
+            "latencies of two runs are not taken in turns: what else the machine did counts too, "
+            "and speedups compare better"
+        )
     drawn = ("data.seed", "data.batch_size")  # what is done with the data, not what they are
     if _differ(sides, lambda name: name.startswith("data.") and name not in drawn):
         yield "the data are not the same: figures may differ for that alone"
 
 
 def _differ(sides: list[dict[str, Any]], matters: Callable[[str], bool]) -> bool:
-    known = [{name: _plain(side[name]) for name in side if matters(name)} for side in sides]
-    return known[0] != known[1]
+    # What only one of them knows, a report of an older version may merely not have kept.
+    both = [name for name in sides[0] if name in sides[1] and matters(name)]
+    return any(_plain(sides[0][name]) != _plain(sides[1][name]) for name in both)
 
 
 def _form(metric: str, figure: str) -> Callable[[Any], str]:

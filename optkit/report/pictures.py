@@ -201,9 +201,11 @@ def draw_classes(report: Report, axes: Axes) -> None:
 
 
 def _legend(axes: Axes) -> None:
-    legend = axes.legend(
-        frameon=False, fontsize=LABEL_SIZE, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.15)
-    )
+    """Below the axes, where it hides nothing, however high they are."""
+    figure = axes.get_figure(root=True)
+    if figure is None:
+        return
+    legend = figure.legend(frameon=False, fontsize=LABEL_SIZE, ncols=3, loc="outside lower center")
     for text in legend.get_texts():
         text.set(color=INK, parse_math=False, usetex=False)
 

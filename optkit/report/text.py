@@ -214,7 +214,10 @@ def gains(report: Report) -> list[Gain]:
                 "peak memory",
                 _ratio_in_words(ratio, "less", "more"),
                 f"{size(first.peak_memory_bytes)} → {size(last.peak_memory_bytes)}",
-                "runtime included",
+                "runtime included"
+                if first.runtime_memory_bytes is None or last.runtime_memory_bytes is None
+                else f"of which runtime {size(first.runtime_memory_bytes)} → "
+                f"{size(last.runtime_memory_bytes)}",
             )
         )
     if first.throughput and last.throughput and first.throughput.requests_per_second:
@@ -339,7 +342,8 @@ def goal_text(report: Report, goal: Goal) -> GoalText:
         unit, factor = "points", 100.0
 
     def form(value: float, digits: str) -> str:
-        return f"{factor * value:{digits}} {unit}".rstrip()
+        number = f"{factor * value:{digits}}"
+        return f"{number} {'point' if unit == 'points' and number == '1' else unit}".rstrip()
 
     # As many digits as the table has, or three where it is no percentage.
     digits = ".2f" if factor > 1 else ".3g"
@@ -347,9 +351,14 @@ def goal_text(report: Report, goal: Goal) -> GoalText:
     wanted = f"{subject} at {'least' if goal.at_least else 'most'} {form(goal.limit, '.4g')}"
     if goal.figure is None or goal.margin is None or not math.isfinite(goal.figure):
         return GoalText(wanted, "not measured", "not met")
-    reached = form(goal.figure, digits)
+    # A drop below zero is a gain, and easier to read as one.
+    gained = goal.name == "max_accuracy_drop" and goal.figure < 0
+    sign = -1 if gained else 1
+    reached = form(sign * goal.figure, digits)
+    if gained:
+        reached = f"a gain of {reached}" if report.higher_is_better else f"{reached} less"
     if goal.figure_ci is not None:
-        low, high = goal.figure_ci
+        low, high = sorted(sign * end for end in goal.figure_ci)
         reached += f" [{factor * low:{digits}}, {factor * high:{digits}}]"
     margin = f"{factor * abs(goal.margin):.3g}"
     verdict = f"met with {margin} to spare" if goal.met else f"missed by {margin}"
