@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -122,9 +122,9 @@ def time_in_turns(
             return times
 
 
-def by_block(times: list[float]) -> np.ndarray:
+def by_block(times: Sequence[float] | np.ndarray) -> np.ndarray:
     """Sums over the whole blocks of rounds, in which nobody has the better places."""
-    return np.asarray(times).reshape(-1, BLOCK).sum(axis=1)
+    return np.asarray(np.asarray(times).reshape(-1, BLOCK).sum(axis=1))
 
 
 def time_callers(runners: list[Runner], *, seconds: float) -> dict[str, Any]:
