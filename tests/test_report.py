@@ -12,7 +12,7 @@ from report_samples import full_report, hostile_report, minimal_report
 import optkit as ok
 from optkit.goals import Goal
 from optkit.measuring import Measurement
-from optkit.report.text import goal_text
+from optkit.report.text import goal_text, in_words
 
 
 def measurement(**changes):
@@ -200,6 +200,18 @@ def test_the_gain_is_that_of_what_was_kept_last(report):
     assert "faster" not in str(kept).partition("accuracy 97.75 % →")[2].split("- ")[0]
     assert "22.7 times faster, interval [20.10, 24.90]" in str(report)
     assert "no measurable change, interval [-0.5, +2.0] points" in str(report)
+
+
+def test_where_nothing_was_kept_the_words_say_so(report):
+    rows = tuple(dataclasses.replace(row, status="rolled back") for row in report.rows[1:])
+    undone = dataclasses.replace(report, rows=(report.rows[0], *rows))
+    assert in_words(undone) == "No pass was kept: the result is the model that came in"
+    assert undone.final is undone.baseline
+    assert in_words(report) == (
+        "4.00 times smaller, 22.7 times faster; accuracy: no measurable change"
+    )
+    larger = dataclasses.replace(report, baseline=measurement(size_bytes=66_500))
+    assert in_words(larger).startswith("2.00 times larger, ")
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ import pytest
 from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from report_samples import full_report
 
-from optkit.measuring import Measurement
+from optkit.measuring import Layer, Measurement
 from optkit.report import Report, Row
 from optkit.report.html import to_html
 from optkit.report.plot import plot
@@ -174,6 +175,36 @@ def test_page_is_a_document_with_the_plot(report: Report) -> None:
     assert "prefers-color-scheme: dark" in html
     assert "currentColor" in html
     assert "#24292f" not in html[html.index("<svg") : html.index("</svg>")]
+
+
+def test_a_large_model_with_many_classes_stays_a_small_page() -> None:
+    def large(figures: Measurement) -> Measurement:
+        kind = ("Conv2D", 50_000, 200_000, 0.5, "float32")
+        layers = tuple(Layer(f"stage{i // 10}_block{i}_conv", *kind) for i in range(1000))
+        classes = {f"class number {i}": (i % 100) / 100 for i in range(1000)}
+        return dataclasses.replace(figures, layers=layers, per_class=classes)
+
+    report = full_report()
+    training = {"loss": [1 / i for i in range(1, 201)], "val_metric": [0.5] * 200}
+    rows = tuple(
+        dataclasses.replace(row, after=large(row.after or Measurement()), curves=(training,) * 2)
+        for row in report.rows
+    )
+    report = dataclasses.replace(report, rows=rows, baseline=large(report.baseline))
+    html = report.to_html()
+    assert len(html) < 600_000
+    assert "The first 400 of 1000." in html
+    assert "The 20 of 1000 classes" in html
+
+
+def test_the_layers_are_listed_as_they_are_stored() -> None:
+    read = Page(full_report().to_html())
+    rows = [cells for cells in read.rows if len(cells) == 7 and cells[1].isupper()]
+    assert rows[1][:6] == ["net/scores/MatMul", "FULLY_CONNECTED", "120", "25.0 %", "int8", "140 B"]
+    assert rows[2][:6] == ["Identity", "SOFTMAX", "–", "–", "–", "–"]
+    text = "".join(read.text)
+    assert "Layers, final (3, 265 B of weights)" in text
+    assert "Layers, baseline (4, 1 MB of weights)" in text
 
 
 def test_fragment_is_light_and_touches_only_itself(report: Report) -> None:

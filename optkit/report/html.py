@@ -290,7 +290,7 @@ def _svg(figure: Any, name: str) -> Markup:
     """
     import matplotlib
 
-    from optkit.report.style import INK
+    from optkit.report.style import INK, STAGE
 
     buffer = io.StringIO()
     # Without metadata no prose and no addresses get into the page.
@@ -306,4 +306,6 @@ def _svg(figure: Any, name: str) -> Markup:
     picture = re.sub(r' id="', f' id="{name}-', picture)
     picture = picture.replace('xlink:href="#', f'xlink:href="#{name}-')
     picture = picture.replace("url(#", f"url(#{name}-")
-    return Markup(re.sub(rf"\b(fill|stroke): {INK}\b", r"\1: currentColor", picture))
+    for colour, shown in ((INK, "currentColor"), (STAGE, "var(--stage)")):
+        picture = re.sub(rf"\b(fill|stroke): {colour}\b", rf"\1: {shown}", picture)
+    return Markup(picture)

@@ -50,6 +50,7 @@ FIGURES = ("accuracy", "size", "latency")
 
 _CLASSES = 25  # classes shown at most
 _LAYERS = 30  # layers shown at most
+_MARKED = 40  # epochs up to which each has a marker; more would run into one another
 _NAME = 28  # characters of a name at most
 
 
@@ -353,7 +354,7 @@ def draw_training(training: Training, panels: Sequence[Axes]) -> None:
                 range(1, len(values) + 1),
                 values,
                 color=colour,
-                marker=marker,
+                marker=marker if len(values) <= _MARKED else "",
                 markersize=3,
                 linewidth=1,
                 linestyle="--" if name.startswith("val_") else "-",

@@ -227,7 +227,7 @@ def gains(report: Report) -> list[Gain]:
                 "throughput",
                 _ratio_in_words(after / before, "more", "less") if after else "",
                 f"{before:.4g} → {after:.4g} requests/s",
-                f"{last.throughput.callers} callers",
+                f"{last.throughput.callers} caller{'s' * (last.throughput.callers != 1)}",
             )
         )
     return found
@@ -273,16 +273,22 @@ def in_words(report: Report) -> str:
         ``"4.00 times smaller, 22.70 times faster; accuracy: no measurable change"``
     """
     known = {gain.name: gain.words for gain in gains(report) if gain.words}
-    clear = [
-        f"{name} unchanged" if known[name] == "unchanged" else known[name]
-        for name in ("size", "latency")
-        if name in known and known[name] != "no measurable change"
-    ]
-    parts = [", ".join(clear)] if clear else []
-    if known.get("latency") == "no measurable change":
-        parts.append("latency: no measurable change")
-    if report.metric in known:
-        parts.append(f"{report.metric}: {known[report.metric]}")
+    parts = []
+    if report.final_row is None:
+        if any(row.status not in ("ok", "recipe") for row in report.rows):
+            parts.append("no pass was kept: the result is the model that came in")
+    else:
+        clear = [
+            f"{name} unchanged" if known[name] == "unchanged" else known[name]
+            for name in ("size", "latency")
+            if name in known and known[name] != "no measurable change"
+        ]
+        if clear:
+            parts.append(", ".join(clear))
+        if known.get("latency") == "no measurable change":
+            parts.append("latency: no measurable change")
+        if report.metric in known:
+            parts.append(f"{report.metric}: {known[report.metric]}")
     if report.goals:
         parts.append(f"{sum(goal.met for goal in report.goals)} of {len(report.goals)} goals met")
     text = "; ".join(parts)
