@@ -298,8 +298,6 @@ class Runner:
         if not isinstance(item, RecipePass):
             self._tell_figures(number, name)
             self._guard(number, item, before)
-            if self.workdir is not None:
-                self._record(self.report(), ended=False)
 
     def _new_row(self, number: int, name: str, item: Pass) -> Row:
         return Row(number, name, item.family, readable(item.get_config()), "failed")
@@ -639,8 +637,8 @@ class Runner:
         if note not in self.notes:
             self.notes.append(note)
 
-    def _record(self, report: Report, *, ended: bool = True) -> None:
-        """Tells the workdir where the run stands."""
+    def _record(self, report: Report) -> None:
+        """Makes this run the one that the workdir shows."""
         if self.workdir is None or not self.options.record:
             return
         stages = []
@@ -651,7 +649,7 @@ class Runner:
                 stages.append((row.name, self._keys[row.name], row.status))
         final = report.final_row
         current = _BASELINE if final is None else final.name
-        self.workdir.record(stages, report, current=current, ended=ended)
+        self.workdir.record(stages, report, current=current)
 
     # ------------------------------------------------------------------------------------- telling
 

@@ -330,7 +330,6 @@ class Workdir:
         report: Report,
         *,
         current: str | None,
-        ended: bool = True,
     ) -> None:
         """Makes a run the one that the folder shows.
 
@@ -338,25 +337,22 @@ class Workdir:
             stages: Name, key and status of each stage, in order.
             report: Its report.
             current: Name of the stage to deploy.
-            ended: Whether the run is over; otherwise the page, which takes a while to make, and
-                the history are left as they are.
 
         Raises:
             OptkitError: If the folder cannot be written.
         """
-        entries = [{"when": _now(), "what": "run", "stage": current}] if ended else []
+        entry = {"when": _now(), "what": "run", "stage": current}
         with _explained(self.path, OptkitError):
             text = report.to_json().encode()
             _replace(self.path / _REPORT, lambda path: path.write_bytes(text))
-            if ended:
-                page = report.to_html().encode()
-                _replace(self.path / _PAGE, lambda path: path.write_bytes(page))
+            page = report.to_html().encode()
+            _replace(self.path / _PAGE, lambda path: path.write_bytes(page))
             self._run = {
                 "current": current,
                 "stages": [
                     {"name": name, "key": key, "status": status} for name, key, status in stages
                 ],
-                "history": [*self._run["history"], *entries],
+                "history": [*self._run["history"], entry],
                 "report": _checksum(text),
             }
             _write_sealed(self.path / _RUN, self._run)

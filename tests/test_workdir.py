@@ -675,19 +675,6 @@ def test_stages_of_a_first_run_that_was_killed_are_shown(tmp_path, model, flatbu
             run.current()
 
 
-def test_a_run_under_way_is_shown_and_enters_the_history_when_it_ends(tmp_path, flatbuffer):
-    with Workdir(tmp_path) as workdir:
-        put(workdir, KEY, flatbuffer, "First")
-        stages = [("First", KEY, "ok")]
-        workdir.record(stages, report("First"), current="First", ended=False)
-        run = Run(tmp_path)
-        assert (run.current_name, run.report.rows[0].name, run.history) == ("First", "First", [])
-        assert not (tmp_path / "report.html").exists()
-        workdir.record(stages, report("First"), current="First")
-        assert [entry.stage for entry in run.history] == ["First"]
-        assert (tmp_path / "report.html").exists()
-
-
 def test_stages_without_a_key_stay_as_long_as_they_are_shown(tmp_path, flatbuffer):
     with Workdir(tmp_path) as workdir:
         for current in ("First", "Second"):

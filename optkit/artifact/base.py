@@ -8,19 +8,38 @@ import os
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from optkit.errors import DataError, OptkitError
 
-if TYPE_CHECKING:
-    from optkit.measuring import Layer
-
-__all__ = ["Artifact", "batches_of", "named_inputs", "write_atomically"]
+__all__ = ["Artifact", "Layer", "batches_of", "named_inputs", "write_atomically"]
 
 _GZIP_LEVEL = 6  # what the gzip program does when not told otherwise
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one layer takes up; of a flatbuffer, one operator with its constant tensors.
+
+    Attributes:
+        name: Its name.
+        kind: Its class, or the name of the operator.
+        parameters: Number of weight values.
+        bytes: Bytes of its weights as stored.
+        sparsity: Share of zeros in its weights of rank two and above; ``None`` without any.
+        dtype: Type that most of its weight values are stored in; ``None`` without weights.
+    """
+
+    name: str
+    kind: str
+    parameters: int
+    bytes: int
+    sparsity: float | None
+    dtype: str | None
 
 
 class Artifact(abc.ABC):

@@ -9,17 +9,14 @@ import shutil
 import zipfile
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from optkit.artifact.base import Artifact, batches_of, named_inputs
+from optkit.artifact.base import Artifact, Layer, batches_of, named_inputs
 from optkit.errors import DataError
 from optkit.models import clone, is_compiled, signature
 from optkit.runtime import tensorflow, tf_keras
-
-if TYPE_CHECKING:
-    from optkit.measuring import Layer
 
 __all__ = ["KerasArtifact", "inference_function"]
 
@@ -129,8 +126,6 @@ class KerasArtifact(Artifact):
 
 def _describe(layer: Any, name: str, counted: set[int]) -> Layer:
     """A layer's weights that are not yet counted."""
-    from optkit.measuring import Layer  # which imports artifacts
-
     weights = [weight for weight in layer.weights if id(weight) not in counted]
     counted.update(id(weight) for weight in weights)
     values: Counter[str] = Counter()

@@ -8,15 +8,12 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from optkit.artifact.base import Artifact, batches_of, named_inputs
+from optkit.artifact.base import Artifact, Layer, batches_of, named_inputs
 from optkit.errors import DataError, ModelError
-
-if TYPE_CHECKING:
-    from optkit.measuring import Layer
 
 __all__ = ["TFLiteArtifact", "TensorPort"]
 
@@ -314,8 +311,6 @@ def _builtin_operators() -> dict[int, str]:
 
 
 def _layer(name: str, kind: str, weights: list[_Count]) -> Layer:
-    from optkit.measuring import Layer  # which imports artifacts
-
     values: Counter[str] = Counter()
     for weight in weights:
         values[weight.dtype] += weight.values

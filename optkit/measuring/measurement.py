@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from optkit import _validate
+from optkit.artifact import Layer
 from optkit.measuring.statistics import Interval, verdict
 
 __all__ = [
@@ -40,27 +41,6 @@ class Throughput:
     p95_ms: float
     p99_ms: float
     error_rate: float
-
-
-@dataclass(frozen=True)
-class Layer:
-    """What one layer takes up; of a flatbuffer, one operator with its constant tensors.
-
-    Attributes:
-        name: Its name.
-        kind: Its class, or the name of the operator.
-        parameters: Number of weight values.
-        bytes: Bytes of its weights as stored.
-        sparsity: Share of zeros in its weights of rank two and above; ``None`` without any.
-        dtype: Type that most of its weight values are stored in; ``None`` without weights.
-    """
-
-    name: str
-    kind: str
-    parameters: int
-    bytes: int
-    sparsity: float | None
-    dtype: str | None
 
 
 @dataclass(frozen=True)
