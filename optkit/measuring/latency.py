@@ -31,11 +31,11 @@ from optkit.runtime import tensorflow
 __all__ = ["Latency", "LatencyProcess", "Speedup"]
 
 # Where a model lies in memory alone makes it a few per cent faster or slower, for as long as it
-# lies there. So each is loaded several times, and the copies, not the runs, are what intervals
-# count.
+# lies there. So each is loaded several times, in turns with the other, and the copies, not the runs,
+# are what intervals count.
 _COPIES = 5
-# What is left of such effects between copies that were loaded earlier and later: one artifact
-# against itself differs by up to so much, so no interval is narrower.
+# What is left of such effects: five copies cannot trade places evenly, so one artifact against
+# itself differs by up to so much, and no interval is narrower.
 _RESOLUTION = 0.01
 _PRECISION = 0.01
 _MINIMUM_RUNS = 4
@@ -72,6 +72,7 @@ class Speedup:
 class _Files:
     """An artifact as the measuring processes read it."""
 
+    artifact: Artifact
     folder: Path
     kind: str
     path: Path
@@ -193,30 +194,38 @@ class LatencyProcess:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        self._files[key] = _Files(folder, artifact.kind, path, folder / "inputs.npz")
+        self._files[key] = _Files(artifact, folder, artifact.kind, path, folder / "inputs.npz")
         return self._files[key]
 
     def load(self, key: str, artifact: Artifact) -> None:
         """Hands an artifact to the process under a name.
 
         Raises:
-            OptkitError: If the artifact cannot be run there, or if what ran there gave other
-                outputs than the artifact.
+            OptkitError: For a kind of artifact that cannot be run there.
         """
         files = self._write(key, artifact)
-        outputs = files.folder / "outputs.npz"
         self._ask(
             command="load",
             key=key,
             kind=files.kind,
             path=str(files.path),
             inputs=str(files.inputs),
-            outputs=str(outputs),
-            copies=_COPIES,
         )
+
+    def _measured(self, names: list[str], **request: Any) -> dict[str, Any]:
+        """What the process found, if it ran what it was given.
+
+        Raises:
+            OptkitError: If an artifact cannot be run there, or if what ran there gave other
+                outputs than the artifact.
+        """
+        outputs = Path(self._folder.name) / "outputs.npz"
+        answer = self._ask(outputs=str(outputs), **request)
         with np.load(outputs) as stored:
-            for name in stored.files:
-                _check_same(artifact, self._sample, stored[name])
+            for k, key in enumerate(names):
+                given = [stored[name] for name in stored.files if name.startswith(f"{k}-")]
+                _check_same(self._files[key].artifact, self._sample, given)
+        return answer
 
     def memory(self, key: str, artifact: Artifact) -> Memory:
         """Peak memory of a fresh process that loads and runs an artifact.
@@ -270,7 +279,9 @@ class LatencyProcess:
         Raises:
             OptkitError: If no request was answered.
         """
-        found = self._ask(command="throughput", key=key, callers=callers, seconds=self.seconds)
+        found = self._measured(
+            [key], command="throughput", key=key, callers=callers, seconds=self.seconds
+        )
         answered, errors = found["answered"], found["errors"]
         if not answered:
             raise OptkitError(f"All {errors} requests failed, the last with {found['last_error']}.")
@@ -287,9 +298,11 @@ class LatencyProcess:
 
     def _times(self, keys: list[str]) -> list[list[np.ndarray]]:
         """For each copy, the times of each key in seconds, in order."""
-        answer = self._ask(
+        answer = self._measured(
+            keys,
             command="time",
             keys=keys,
+            copies=_COPIES,
             seconds=self.seconds / _COPIES,
             precision=_PRECISION,
             minimum=_MINIMUM_RUNS,
@@ -321,26 +334,27 @@ def _latency(seconds: np.ndarray) -> Latency:
     return Latency(median, p90, p99, bootstrap_median(milliseconds))
 
 
-def _check_same(artifact: Artifact, sample: Any, outputs: np.ndarray) -> None:
-    """Holds what ran in the process to what the artifact itself gives for the same samples."""
+def _check_same(artifact: Artifact, sample: Any, given: list[np.ndarray]) -> None:
+    """Holds what copies gave in the process to what the artifact itself gives for the same."""
     expected = artifact.predict(sample, batch_size=len(first_leaf(sample)))
     step = 0.0
     if isinstance(artifact, TFLiteArtifact):
         step = artifact.outputs[0].scale
-        outputs = artifact.outputs[0].dequantize(outputs)
-    if outputs.shape != expected.shape:
-        raise OptkitError(
-            "The measuring process ran something else than the artifact: its outputs have shape "
-            f"{outputs.shape}, those of the artifact {expected.shape}."
-        )
+        given = [artifact.outputs[0].dequantize(outputs) for outputs in given]
     share = _COARSE_ROUNDING if _computes_coarsely(artifact) else _ROUNDING
     allowed = max(2 * step, share * float(np.max(np.abs(expected), initial=0.0)), 1e-6)
-    apart = float(np.max(np.abs(outputs.astype(np.float64) - expected), initial=0.0))
-    if not apart <= allowed:
-        raise OptkitError(
-            "The measuring process ran something else than the artifact: for the same samples its "
-            f"outputs are up to {apart:.3g} apart, where rounding explains {allowed:.3g}."
-        )
+    for outputs in given:
+        if outputs.shape != expected.shape:
+            raise OptkitError(
+                "The measuring process ran something else than the artifact: its outputs have "
+                f"shape {outputs.shape}, those of the artifact {expected.shape}."
+            )
+        apart = float(np.max(np.abs(outputs.astype(np.float64) - expected), initial=0.0))
+        if not apart <= allowed:
+            raise OptkitError(
+                "The measuring process ran something else than the artifact: for the same samples "
+                f"its outputs are up to {apart:.3g} apart, where rounding explains {allowed:.3g}."
+            )
 
 
 def _computes_coarsely(artifact: Artifact) -> bool:

@@ -192,39 +192,46 @@ class _Server:
 
     def __init__(self, threads: int, zygote: Zygote | None):
         self.threads, self.zygote = threads, zygote
-        self.copies: dict[str, list[Runner]] = {}
         self.loaders: dict[str, Callable[[], Runner]] = {}
 
     def load(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Loads copies of an artifact, and writes what each of them gives."""
+        """Takes note of an artifact; copies of it are loaded when they are timed."""
         inputs = _read_inputs(request["inputs"])
         load = {"keras": _keras_runner, "tflite": _tflite_runner}[request["kind"]]
-        key = request["key"]
-        self.loaders[key] = lambda: load(request["path"], inputs, self.threads)
-        self.copies[key] = [self.loaders[key]() for _ in range(request["copies"])]
-        np.savez(request["outputs"], *[run() for run in self.copies[key]])
+        self.loaders[request["key"]] = lambda: load(request["path"], inputs, self.threads)
         return {}
 
     def unload(self, request: dict[str, Any]) -> dict[str, Any]:
         """Forgets an artifact."""
-        self.copies.pop(request["key"], None)
         self.loaders.pop(request["key"], None)
         return {}
 
     def time(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Times artifacts in turns, copy by copy."""
-        chosen = zip(*(self.copies[key] for key in request["keys"]), strict=True)
+        """Times artifacts in turns, copy by copy, and writes what each copy gave."""
+        keys = request["keys"]
+        copies = []
+        for i in range(request["copies"]):
+            # Loaded in turns, too: of ten equal copies those that were loaded earlier can all be
+            # a few per cent faster or slower than those that were loaded later.
+            order = keys if i % 2 == 0 else keys[::-1]
+            loaded = {key: self.loaders[key]() for key in order}
+            copies.append([loaded[key] for key in keys])
+        given = {
+            f"{k}-{i}": runners[k]() for i, runners in enumerate(copies) for k in range(len(keys))
+        }
+        np.savez(request["outputs"], **given)
         settings = {name: request[name] for name in ("seconds", "precision", "minimum")}
-        return {"times": [time_in_turns(list(runners), **settings) for runners in chosen]}
+        return {"times": [time_in_turns(runners, **settings) for runners in copies]}
 
     def throughput(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Lets parallel callers use an artifact."""
-        key = request["key"]
-        runners = self.copies[key][: request["callers"]]
+        """Lets parallel callers use an artifact, and writes what it gave."""
+        load, callers = self.loaders[request["key"]], request["callers"]
+        runners = [load()]
         if getattr(runners[0], "shared", False):
-            runners = runners[:1] * request["callers"]
-        while len(runners) < request["callers"]:
-            runners.append(self.loaders[key]())
+            runners *= callers
+        else:
+            runners += [load() for _ in range(callers - 1)]
+        np.savez(request["outputs"], **{"0-0": runners[0]()})
         return time_callers(runners, seconds=request["seconds"])
 
     def memory(self, request: dict[str, Any]) -> dict[str, Any]:
