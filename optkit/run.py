@@ -41,6 +41,7 @@ _LOG = logging.getLogger("optkit")
 _TARGETS_LOOKED_AT = 1024
 _EXAMPLES = 16
 _BASELINE = "baseline"
+_UNKNOWN = "unknown"  # figures taken in a way that cannot be known again; they are only shown
 
 #: Number, name and pass of a step. The number seeds it, also where steps before it are left out.
 Step = tuple[int, str, Pass]
@@ -375,19 +376,18 @@ class Runner:
     def _figures(self, name: str, artifact: Artifact) -> Measured:
         """Measures an artifact, unless an earlier run has measured it in the same way."""
         key = self._keys.get(name)
-        measure_key = self._measure_key() if key is not None else None
+        measure_key = self._measure_key() if self.workdir is not None else None
         if self.workdir is not None and key is not None and measure_key is not None:
             kept = self.workdir.measured(key, measure_key)
             if kept is not None:
-                measured = Measured.from_plain(kept[0]["measured"], kept[1])
+                measured = Measured.from_plain(*kept)
                 if name == _BASELINE:
                     self.meter.restore_baseline(artifact, measured)
                 return measured
         measured = self.meter.measure(artifact)
-        if self.workdir is not None and key is not None and measure_key is not None:
+        if self.workdir is not None and key is not None:
             plain, arrays = measured.to_plain()
-            facts = {"figures": measured.figures.to_dict(), "measured": plain}
-            self.workdir.put_measured(key, measure_key, facts, arrays)
+            self.workdir.put_measured(key, measure_key or _UNKNOWN, plain, arrays)
         return measured
 
     def _measure_runtime_baseline(self) -> None:
@@ -649,7 +649,8 @@ class Runner:
                 stages.append((row.name, self._keys[row.name], row.status))
         final = report.final_row
         current = _BASELINE if final is None else final.name
-        self.workdir.record(stages, report, current=current)
+        measure_key = self._measure_key() or _UNKNOWN
+        self.workdir.record(stages, report, current=current, measure_key=measure_key)
 
     # ------------------------------------------------------------------------------------- telling
 

@@ -41,7 +41,7 @@ _FORMAT = 1
 _RUN, _LOCK, _STAGES, _REPORT, _PAGE = "run.json", "lock", "stages", "report.json", "report.html"
 _OURS = frozenset({_RUN, _LOCK, _STAGES, _REPORT, _PAGE})
 _STAGE, _CONSTRAINTS = "stage.json", "constraints.npz"
-_MEASURED, _ARRAYS = "measured.json", "measured.npz"
+_MEASURED = "measured-"
 _NEW, _OLD = ".new-", ".old-"
 _ONCE = "once-"
 _KEY_LENGTH = 20
@@ -177,6 +177,7 @@ class Workdir:
 
     def _opened_run(self) -> dict[str, Any]:
         fresh: dict[str, Any] = {"current": None, "stages": [], "history": [], "report": None}
+        fresh["measure_key"] = None
         path = self.path / _RUN
         if path.exists():
             try:
@@ -297,7 +298,7 @@ class Workdir:
         facts: Mapping[str, Any],
         arrays: Mapping[str, np.ndarray],
     ) -> None:
-        """Keeps what was measured of a stage, in the place of what was measured before.
+        """Keeps what was measured of a stage, in the place of what was measured in the same way.
 
         Args:
             key: Key of the stage. Nothing happens where it is not kept.
@@ -312,7 +313,7 @@ class Workdir:
         if not folder.is_dir():
             return
         with _explained(self.path, OptkitError):
-            target = folder / _ARRAYS
+            figures, target = _measured_files(folder, measure_key)
 
             def write(path: Path) -> None:
                 with path.open("wb") as file:
@@ -322,7 +323,7 @@ class Workdir:
             # new arrays are never taken for old ones.
             _replace(target, write)
             values = {"key": key, "measure_key": measure_key, "facts": dict(facts)}
-            _write_sealed(folder / _MEASURED, values | {"arrays": _file_checksum(target)})
+            _write_sealed(figures, values | {"arrays": _file_checksum(target)})
 
     def record(
         self,
@@ -330,6 +331,7 @@ class Workdir:
         report: Report,
         *,
         current: str | None,
+        measure_key: str | None = None,
     ) -> None:
         """Makes a run the one that the folder shows.
 
@@ -337,6 +339,7 @@ class Workdir:
             stages: Name, key and status of each stage, in order.
             report: Its report.
             current: Name of the stage to deploy.
+            measure_key: Key of the way in which its stages were measured.
 
         Raises:
             OptkitError: If the folder cannot be written.
@@ -354,6 +357,7 @@ class Workdir:
                 ],
                 "history": [*self._run["history"], entry],
                 "report": _checksum(text),
+                "measure_key": measure_key,
             }
             _write_sealed(self.path / _RUN, self._run)
             shown = {key[:_KEY_LENGTH] for _, key, _ in stages}
@@ -393,7 +397,7 @@ class Stage:
         status: As in the report's row.
         kind: Kind of its artifact; ``None`` if the stage is missing or damaged.
         when: Time when it was written, UTC, in ISO 8601.
-        figures: What was measured of it last; ``None`` if nothing was.
+        figures: What the run measured of it; ``None`` if nothing was.
     """
 
     name: str
@@ -475,10 +479,9 @@ class Run:
     @property
     def stages(self) -> list[Stage]:
         """The stages, in order; the first is ``"baseline"``, the model that came in."""
-        listed = self._read()["stages"]
-        if not listed:
-            listed = self._finished()
-        return [self._stage(item) for item in listed]
+        values = self._read()
+        listed = values["stages"] or self._finished()
+        return [self._stage(item, values["measure_key"]) for item in listed]
 
     def _finished(self) -> list[dict[str, Any]]:
         """The stages of a first run that has not ended, by the time when they were written."""
@@ -490,7 +493,7 @@ class Run:
         by_name = {facts["name"]: facts for facts in found}
         return [{"name": n, "key": facts["key"], "status": "ok"} for n, facts in by_name.items()]
 
-    def _stage(self, item: Mapping[str, Any]) -> Stage:
+    def _stage(self, item: Mapping[str, Any], measure_key: str | None) -> Stage:
         stage = Stage(item["name"], item["key"], item["status"])
         folder = self._folder(stage)
         try:
@@ -498,8 +501,12 @@ class Run:
         except _DamageError:
             return stage
         figures = None
+        path = _newest_figures(folder)  # of a run that has not ended
+        if measure_key is not None:
+            path, _ = _measured_files(folder, measure_key)
         with contextlib.suppress(_DamageError, KeyError, TypeError):
-            figures = Measurement.from_dict(_read_sealed(folder / _MEASURED)["facts"]["figures"])
+            if path is not None:
+                figures = Measurement.from_dict(_read_sealed(path)["facts"]["figures"])
         return Stage(stage.name, stage.key, stage.status, facts["kind"], facts["written"], figures)
 
     def _folder(self, stage: Stage) -> Path:
@@ -753,18 +760,30 @@ def _verified(folder: Path, key: str) -> dict[str, Any]:
     return facts
 
 
+def _measured_files(folder: Path, measure_key: str) -> tuple[Path, Path]:
+    """Where figures taken in one way lie: plain values, and arrays."""
+    stem = f"{_MEASURED}{_checksum(measure_key.encode())[:12]}"
+    return folder / f"{stem}.json", folder / f"{stem}.npz"
+
+
+def _newest_figures(folder: Path) -> Path | None:
+    found = list(folder.glob(f"{_MEASURED}*.json"))
+    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
 def _measured_in(
     folder: Path, measure_key: str
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-    if not (folder / _MEASURED).is_file():
+    figures, target = _measured_files(folder, measure_key)
+    if not figures.is_file():
         return None
     try:
-        values = _read_sealed(folder / _MEASURED)
+        values = _read_sealed(figures)
         if values["measure_key"] != measure_key or values["key"][:_KEY_LENGTH] != folder.name:
             return None
-        if _file_checksum(folder / _ARRAYS) != values["arrays"]:
-            raise _DamageError(f"{_ARRAYS} is not what was written")
-        with np.load(folder / _ARRAYS, allow_pickle=False) as arrays:
+        if _file_checksum(target) != values["arrays"]:
+            raise _DamageError(f"{target.name} is not what was written")
+        with np.load(target, allow_pickle=False) as arrays:
             return values["facts"], dict(arrays)
     except (_DamageError, OSError, ValueError) as error:
         _LOG.warning("the figures in %s are damaged (%s) and will be taken again", folder, error)
