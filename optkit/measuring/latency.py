@@ -33,9 +33,9 @@ __all__ = ["Latency", "LatencyProcess", "Speedup"]
 # Where a model lies in memory alone makes it a few per cent faster or slower, for as long as it
 # lies there. So each is loaded several times, in turns with the other, and the copies, not the runs,
 # are what intervals count.
-_COPIES = 5
-# What is left of such effects: five copies cannot trade places evenly, so one artifact against
-# itself differs by up to so much, and no interval is narrower.
+_COPIES = 6  # even, so that either is loaded first as often as the other
+# What is left of such effects: one artifact against itself still differs by up to so much, and no
+# interval is narrower.
 _RESOLUTION = 0.01
 _PRECISION = 0.01
 _MINIMUM_RUNS = 4

@@ -336,8 +336,6 @@ class Meter:
             failures[str(trouble)] += timed  # what the device cannot run has no latency on it
         elif timed:
             ready = attempt(timed, lambda: process.load(key, artifact)) is None
-        if is_baseline:
-            self._baseline_timed = ready
         if ready and settings.latency_seconds:
             attempt(["latency"], lambda: self._time(process, key, figures, against))
         if ready and settings.callers is not None:
@@ -347,7 +345,9 @@ class Meter:
                 figures["throughput"] = process.throughput(key, callers)
 
             attempt(["throughput"], ask)
-        if not (is_baseline and ready):
+        if is_baseline:
+            self._baseline_timed = "latency_ms" in figures
+        if not (is_baseline and self._baseline_timed):
             with contextlib.suppress(OptkitError):  # of a process that ended, which was said
                 process.unload(key)
         notes = [f"{' and '.join(what)} not measured: {why}" for why, what in failures.items()]

@@ -26,7 +26,7 @@ Runner = Callable[[], Any]
 # of four and the other at their ends, which are not equally fast; B A, A B then trade the places.
 _ORDER = (0, 1, 1, 0)
 BLOCK = len(_ORDER)
-_BLOCKS = 5  # between two looks at the interval
+_BLOCKS = 6  # between two looks at the interval
 
 
 def _keras_runner(path: str, inputs: list[np.ndarray], threads: int) -> Runner:
@@ -106,9 +106,9 @@ def time_in_turns(
     orders = [range(len(runners)), range(len(runners))[::-1]]
     start = time.perf_counter()
     while True:
-        for _ in range(_BLOCKS):
+        for block in range(_BLOCKS):
             for first in _ORDER:
-                for k in orders[first]:
+                for k in orders[first ^ block % 2]:
                     began = time.perf_counter()
                     runners[k]()
                     times[k].append(time.perf_counter() - began)
