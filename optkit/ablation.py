@@ -13,9 +13,10 @@ from optkit.base import RecipePass, TrainPass
 from optkit.errors import OptkitError
 from optkit.measuring import Interval, Measured, Meter, compare_scores
 from optkit.measuring.statistics import verdict
+from optkit.prepare import Options, Prepared, Step
 from optkit.progress import Progress, ProgressEvent
 from optkit.report import Report
-from optkit.run import Options, Prepared, Runner, Step
+from optkit.run import Runner
 from optkit.workdir import Workdir
 
 if TYPE_CHECKING:

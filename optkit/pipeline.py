@@ -21,9 +21,10 @@ from optkit.goals import Goals
 from optkit.measuring import Measure, Meter
 from optkit.models import check_treatable
 from optkit.order import check_order, step_names
+from optkit.prepare import Options, Prepared, prepare
 from optkit.progress import Progress, ProgressEvent
 from optkit.result import Result
-from optkit.run import Options, Prepared, Runner, prepare
+from optkit.run import Runner
 from optkit.runtime import derive_seed, isolated
 from optkit.serialize import from_plain, readable, to_plain
 from optkit.workdir import Workdir

@@ -1,198 +1,36 @@
-"""One run of a pipeline: `prepare` refuses what cannot work, `Runner` does and measures the rest."""
+"""One run of a pipeline: `Runner` does the passes, measures them, and watches the goals."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from optkit import tensorboard
 from optkit.artifact import Artifact, KerasArtifact, TFLiteArtifact
 from optkit.base import Pass, RecipePass, TrainPass
 from optkit.context import Context, Setting, State
 from optkit.convert import convert_to_tflite
-from optkit.data import ArraySplit, BoundData, Data, Split
-from optkit.environment import describe_run, describe_system, training_threads
-from optkit.errors import ModelError, OptkitError, PassError, PipelineError, Stopped
-from optkit.fingerprint import Unfingerprintable, artifact_fingerprint, library_versions, own_parts
-from optkit.goals import Goal, Goals
-from optkit.measuring import Comparison, Measure, Measured, Meter
-from optkit.metric import Metric, resolve_metric
-from optkit.models import clone, signature
+from optkit.environment import describe_run
+from optkit.errors import ModelError, OptkitError, PassError, Stopped
+from optkit.goals import Goal
+from optkit.keep import BASELINE, Keeper
+from optkit.measuring import Comparison, Measured, Meter
+from optkit.models import clone
+from optkit.prepare import Options, Prepared, shown_data
 from optkit.progress import Kind, Progress
-from optkit.recipe import Recipe
 from optkit.report import Report, Row
 from optkit.result import Result
 from optkit.runtime import derive_seed, isolated, tf_keras
 from optkit.serialize import readable
-from optkit.task import Loss, Task, check_targets, infer_loss, infer_task
-from optkit.training import check_compiled_optimizer
-from optkit.workdir import StoredStage, Workdir, stage_key, unique_key
+from optkit.workdir import Workdir
 
-__all__ = ["Options", "Prepared", "Runner", "Step", "prepare"]
+__all__ = ["Runner"]
 
 _LOG = logging.getLogger("optkit")
-_TARGETS_LOOKED_AT = 1024
-_EXAMPLES = 16
-_BASELINE = "baseline"
-_UNKNOWN = "unknown"  # figures taken in a way that cannot be known again; they are only shown
-
-#: Number, name and pass of a step. The number seeds it, also where steps before it are left out.
-Step = tuple[int, str, Pass]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a run is asked for besides passes, model and data; see `Pipeline`."""
-
-    seed: int = 0
-    pipeline: str = ""
-    goals: Goals = field(default_factory=Goals)
-    on_violation: str = "rollback"
-    guard: str = "pass"
-    measure: Measure = field(default_factory=Measure)
-    stop: Callable[[], Any] | None = None
-    tensorboard: Path | None = None
-    #: Whether the run makes itself the one that its workdir shows.
-    record: bool = True
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A run that is known to be able to start.
-
-    Attributes:
-        steps: Number, name and pass of each step.
-        data: The splits, bound to the model's inputs.
-        task: What the model is for.
-        metric: The metric that "accuracy" stands for.
-        loss: The loss to train with.
-    """
-
-    steps: tuple[Step, ...]
-    data: BoundData
-    task: Task
-    metric: Metric
-    loss: Loss
-
-
-def prepare(steps: Sequence[Step], model: Any, data: Data, loss: Any, options: Options) -> Prepared:
-    """Binds the data to the model, infers what is for what, lets every pass check itself.
-
-    Raises:
-        PipelineError, ModelError, DataError: For what cannot work.
-    """
-    described = signature(model)
-    bound = data.bind(described)
-    needs = {split for _, _, item in steps for split in item.needs}
-    if "train" in needs and bound.train is None:
-        wanting = ", ".join(name for _, name, item in steps if "train" in item.needs)
-        raise PipelineError(f"{wanting} cannot do without a `train` split, and data has none.")
-    if "calibration" in needs:
-        bound.calibration_split()
-    labelled = bound.train or bound.validation or bound.test
-    if labelled is None:
-        raise PipelineError(
-            "Data has no split with targets. Give `test` (or `validation`), on which the figures "
-            "of the report are measured."
-        )
-    task = infer_task(model, _targets(labelled), loss)
-    stratify = task.kind in ("multiclass", "binary")
-    if options.goals.max_accuracy_drop is not None and bound.validation is None:
-        if bound.train is None:
-            raise PipelineError(
-                "The goal `max_accuracy_drop` is checked on the way, and data has no `validation` "
-                "split to check it on, nor a `train` split to cut one from. Give one of them: "
-                "`test` only ever serves to report."
-            )
-        bound.require_validation(stratify=stratify)
-    if "validation" in needs or bound.report_split is None:
-        bound.require_validation(stratify=stratify)
-    for split in (bound.train, bound.validation, bound.test):
-        if split is not None:
-            check_targets(task, _targets(split), split.name)
-    metric = resolve_metric(
-        options.measure.metric,
-        options.measure.higher_is_better,
-        model,
-        task,
-        example=lambda: _example(model, labelled),
-    )
-    _check_goals(options, task, metric)
-    prepared = Prepared(tuple(steps), bound, task, metric, infer_loss(model, task, loss))
-    if any(isinstance(item, TrainPass) for _, _, item in steps):
-        check_compiled_optimizer(model)
-    _check_passes(prepared, model)
-    return prepared
-
-
-def _targets(split: Split) -> np.ndarray:
-    """All targets of arrays; of a stream the first ones, as reading it whole may take long."""
-    return split.y if isinstance(split, ArraySplit) else split.targets(_TARGETS_LOOKED_AT)
-
-
-def _example(model: Any, split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """Targets and outputs of a few samples."""
-    x, y = split.head(_EXAMPLES)
-    return y, KerasArtifact(model).predict(x)
-
-
-def _check_goals(options: Options, task: Task, metric: Metric) -> None:
-    """Refuses goals whose figures the run would not measure."""
-    goals, measure = options.goals, options.measure
-    if goals.max_memory_mb is not None and not measure.memory:
-        raise PipelineError(
-            "The goal `max_memory_mb` needs peak memory, which `Measure(memory=False)` leaves out."
-        )
-    timed = [
-        name
-        for name in ("max_latency_ms", "min_speedup", "min_throughput")
-        if getattr(goals, name) is not None
-    ]
-    if timed and not measure.latency_seconds:
-        raise PipelineError(
-            f"The goal `{timed[0]}` needs timing, which `Measure(latency_seconds=0)` leaves out."
-        )
-    by_class = task.is_classification and metric.name == "accuracy"
-    if goals.min_class_accuracy is not None and not by_class:
-        raise PipelineError(
-            "The goal `min_class_accuracy` needs the accuracy of each class, and the metric of "
-            f"this run is {metric.name!r} on a task of the kind {task.kind!r}."
-        )
-
-
-def _check_passes(prepared: Prepared, model: Any) -> None:
-    recipe = Recipe()
-    for number, name, item in prepared.steps:
-        try:
-            data = _shown(prepared.data, item)
-            seen = item.check(Setting(model, data, prepared.task, prepared.loss, recipe))
-        except OptkitError as error:
-            raise type(error)(f"Step {number}, {name}: {error}") from error
-        except Exception as error:
-            raise PipelineError(
-                f"Step {number}, {name}: {type(error).__name__}: {error}"
-            ) from error
-        if isinstance(item, RecipePass):
-            recipe = item.amend(recipe)
-        if seen is not None or item.replaces_model:
-            model = seen  # None where what later passes will see is not known yet
-
-
-def _shown(data: BoundData, item: Pass) -> BoundData:
-    """The splits that a pass may look at: those that its result may depend on, and no other.
-
-    What it cannot see need not be part of its stage's key, so other test or calibration data do
-    not make a finished training run again.
-    """
-    calibration = data.calibration if "calibration" in item.needs else None
-    return dataclasses.replace(data, test=None, calibration=calibration)
 
 
 @dataclass(frozen=True)
@@ -232,9 +70,9 @@ class Runner:
     ):
         self.prepared, self.model = prepared, model
         self.meter, self.progress, self.options = meter, progress, options
-        self.workdir = workdir
+        self.kept = Keeper(prepared, model, options, workdir)
         self.state = State(KerasArtifact(clone(model)))
-        self.fingerprint = ""  # of the artifact of the state; kept where there is a workdir
+        self.fingerprint = ""  # of the artifact of the state, where there is a workdir
         self.rows: list[Row] = []
         self.stages: dict[str, Artifact] = {}
         self.notes: list[str] = []
@@ -244,30 +82,29 @@ class Runner:
         self._undone: list[str] = []  # names of passes that were rolled back
         self._ended = ""  # why no further pass runs
         self._pending: _Point | None = None  # before passes that wait for training to recover
-        self._keys: dict[str, str] = {}  # of the stages that are in the workdir, by name
 
     # ------------------------------------------------------------------------------- the course
 
     def run(self) -> Result:
         """Measures the baseline, then runs and measures pass by pass."""
         self._measure_baseline()
-        self._tell_figures(0, _BASELINE)
+        self._tell_figures(0, BASELINE)
         if self.options.measure.baseline_runtime is not None:
             self._measure_runtime_baseline()
-        kept = [self._point()]
+        points = [self._point()]
         for number, name, item in self.prepared.steps:
             before = self._point()
             try:
                 self._step(number, name, item, before)
             except KeyboardInterrupt as interrupt:
                 self._cancel(number, name, item, before, interrupt)
-            kept.append(self._point())
+            points.append(self._point())
         if self._pending is not None:
             self._judge(self._pending)
         if self.options.guard == "end":
-            self._guard_at_the_end(kept)
+            self._guard_at_the_end(points)
         result = Result(self.state.artifact, self.report(), self.stages, self.model)
-        self._record(result.report)
+        self.kept.record(result.report)
         return result
 
     def _step(self, number: int, name: str, item: Pass, before: _Point) -> None:
@@ -314,15 +151,14 @@ class Runner:
 
     def _work(self, number: int, name: str, item: Pass, row: Row, context: Context) -> Row:
         """Does the work of a pass, unless an earlier run in the same folder has done it."""
-        key = self._key(item, context)
-        stored = self._find(key)
-        if stored is not None and key is not None:
+        key = self.kept.key(item, context, self.fingerprint, self._recipe_passes)
+        stored = self.kept.find(name, key)
+        if stored is not None:
             context.notes[:] = stored.facts["notes"]
             context.curves[:] = stored.facts["curves"]
             self.state = State(stored.artifact, self.state.recipe, stored.constraints)
             self.fingerprint = stored.fingerprint
             self.stages[name] = stored.artifact
-            self._keys[name] = key
             self._send("reused", number, name)
             return dataclasses.replace(row, seconds=stored.facts["seconds"])
         began = time.perf_counter()
@@ -335,24 +171,21 @@ class Runner:
         self.stages[name] = state.artifact  # finished, whatever happens from here on
         item.review(came_in, state.artifact, context)
         facts = {"notes": context.notes, "curves": context.curves, "seconds": seconds}
-        self._keep(name, state, facts, key if state.recipe is recipe else None)
+        # A pass that amends the recipe besides is not one that could be skipped the next time.
+        self.fingerprint = self.kept.keep(
+            name, state, facts, key if state.recipe is recipe else None
+        )
         return dataclasses.replace(row, seconds=seconds)
 
     # ---------------------------------------------------------------------------- what is measured
 
     def _measure_baseline(self) -> None:
-        if self.workdir is not None:
-            key, _ = stage_key(baseline=self.model, versions=library_versions())
-            stored = self._find(key)
-            if stored is None or key is None:
-                self._keep(_BASELINE, self.state, {}, key)
-            else:
-                self._keys[_BASELINE], self.fingerprint = key, stored.fingerprint
+        self.fingerprint = self.kept.keep_baseline(self.state)
         try:
             if self._known_baseline is not None:
                 self.latest = self._known_baseline
             else:
-                self.latest = self._figures(_BASELINE, self.state.artifact)
+                self.latest = self._figures(BASELINE, self.state.artifact)
         except (OptkitError, OSError):
             raise
         except Exception as error:
@@ -375,24 +208,17 @@ class Runner:
 
     def _figures(self, name: str, artifact: Artifact) -> Measured:
         """Measures an artifact, unless an earlier run has measured it in the same way."""
-        key = self._keys.get(name)
-        measure_key = self._measure_key() if self.workdir is not None else None
-        if self.workdir is not None and key is not None and measure_key is not None:
-            kept = self.workdir.measured(key, measure_key)
-            if kept is not None:
-                measured = Measured.from_plain(*kept)
-                if name == _BASELINE:
-                    self.meter.restore_baseline(artifact, measured)
-                return measured
-        measured = self.meter.measure(artifact)
-        if self.workdir is not None and key is not None:
-            plain, arrays = measured.to_plain()
-            self.workdir.put_measured(key, measure_key or _UNKNOWN, plain, arrays)
+        measured = self.kept.figures(name)
+        if measured is None:
+            measured = self.meter.measure(artifact)
+            self.kept.keep_figures(name, measured)
+        elif name == BASELINE:
+            self.meter.restore_baseline(artifact, measured)
         return measured
 
     def _measure_runtime_baseline(self) -> None:
         """What the runtime gives by itself: the model that came in, converted as it is."""
-        row = Row(0, f"{_BASELINE} as tflite", "runtime", {}, "failed")
+        row = Row(0, f"{BASELINE} as tflite", "runtime", {}, "failed")
         began = time.perf_counter()
         try:
             artifact = self.state.artifact
@@ -504,7 +330,7 @@ class Runner:
             return ""
         prepared = self.prepared
         model = artifact.model if isinstance(artifact, KerasArtifact) else None
-        data = _shown(prepared.data, item)
+        data = shown_data(prepared.data, item)
         try:
             item.check(Setting(model, data, prepared.task, prepared.loss, self.state.recipe))
         except Exception as error:
@@ -545,112 +371,10 @@ class Runner:
         failure.report, failure.stages = self.report(), dict(self.stages)
         failure.artifact = self.state.artifact
         try:
-            self._record(failure.report)
+            self.kept.record(failure.report)
         except OptkitError as trouble:  # a full disk, say, which may be what failed
             _LOG.warning("the workdir does not know of the failure: %s", trouble)
         return failure
-
-    # --------------------------------------------------------------------- what was done before
-
-    def _find(self, key: str | None) -> StoredStage | None:
-        if self.workdir is None or key is None:
-            return None
-        return self.workdir.find(key, self._own_parts())
-
-    def _own_parts(self) -> dict[str, Any]:
-        """Classes of the user's that models of this run may be made of."""
-        found: dict[str, Any] = {}
-        for _, _, item in self.prepared.steps:
-            for value in item.get_config().values():
-                if isinstance(value, tf_keras().Model):
-                    found |= own_parts(value)
-        return found | own_parts(self.model)
-
-    def _keep(self, name: str, state: State, facts: dict[str, Any], key: str | None) -> None:
-        """Writes a stage, also one that no later run will find, so that `Run` can show it."""
-        if self.workdir is None:
-            return
-        try:
-            self.fingerprint = artifact_fingerprint(state.artifact)
-        except Unfingerprintable as error:
-            self.fingerprint, key = "", None
-            self._note_once(f"workdir: stages behind {name} cannot be reused: {error}")
-        key = key or unique_key()
-        reason = self.workdir.put(
-            key, name, state.artifact, state.constraints, facts, self.fingerprint
-        )
-        if reason is None:
-            self._keys[name] = key
-        else:
-            self._note_once(reason)
-
-    def _key(self, item: Pass, context: Context) -> str | None:
-        """The key of a stage: everything that its result depends on; ``None`` if not all is known."""
-        if self.workdir is None or not self.fingerprint:
-            return None
-        prepared, splits = self.prepared, context.data.describe()
-        streams = [name for name, split in splits.items() if split["fingerprint"] is None]
-        if streams:
-            self._note_once(
-                f"workdir: stages cannot be reused, as `{streams[0]}` is a stream without a "
-                "fingerprint; give `Data(fingerprint=…)`"
-            )
-            return None
-        key, reason = stage_key(
-            incoming=self.fingerprint,
-            constraints=self.state.constraints,
-            item=item,
-            recipe=self._recipe_passes,
-            seed=context.seed,
-            threads=training_threads(),
-            data=splits,
-            batch_size=prepared.data.batch_size,
-            task=prepared.task,
-            metric=prepared.metric,
-            loss=prepared.loss,
-            source=self.model,
-            versions=library_versions(),
-        )
-        if key is None:
-            self._note_once(f"workdir: a stage cannot be reused: {reason}")
-        return key
-
-    def _measure_key(self) -> str | None:
-        """Everything that figures depend on but the artifact itself."""
-        data = self.prepared.data
-        splits = [split for split in (data.report_split, data.validation) if split is not None]
-        if any(split.fingerprint is None for split in splits):
-            return None
-        key, _ = stage_key(
-            measure=self.options.measure,
-            metric=self.prepared.metric,
-            task=self.prepared.task,
-            splits=[(split.name, split.fingerprint) for split in splits],
-            class_names=data.class_names,
-            baseline=self._keys.get(_BASELINE),
-            system={k: v for k, v in describe_system().items() if k != "system"},
-            versions=library_versions(),
-        )
-        return key
-
-    def _note_once(self, note: str) -> None:
-        if note not in self.notes:
-            self.notes.append(note)
-
-    def _record(self, report: Report) -> None:
-        """Makes this run the one that the workdir shows."""
-        if self.workdir is None or not self.options.record:
-            return
-        stages = []
-        if _BASELINE in self._keys:
-            stages.append((_BASELINE, self._keys[_BASELINE], "ok"))
-        for row in self.rows:
-            if row.name in self._keys:
-                stages.append((row.name, self._keys[row.name], row.status))
-        final = report.final_row
-        current = _BASELINE if final is None else final.name
-        measure_key = self._measure_key() or _UNKNOWN
-        self.workdir.record(stages, report, current=current, measure_key=measure_key)
 
     # ------------------------------------------------------------------------------------- telling
 
@@ -668,7 +392,7 @@ class Runner:
             return found
 
         return Context(
-            data=_shown(self.prepared.data, item),
+            data=shown_data(self.prepared.data, item),
             task=self.prepared.task,
             metric=self.prepared.metric,
             loss=self.prepared.loss,
@@ -698,7 +422,7 @@ class Runner:
         """The report so far."""
         prepared, options = self.prepared, self.options
         split = prepared.data.report_split
-        notes = [*prepared.data.notes, *self.meter.notes, *self.notes]
+        notes = [*prepared.data.notes, *self.meter.notes, *self.kept.notes, *self.notes]
         if prepared.metric.note:
             notes.append(f"metric: {prepared.metric.note}")
         if split is not None and split.name != "test":

@@ -45,6 +45,8 @@ ORDER = [
     "result",
     "tensorboard",
     "workdir",
+    "prepare",
+    "keep",
     "run",
     "ablation",
     "pipeline",

@@ -1,0 +1,197 @@
+"""`Keeper`: what a run leaves in its folder, and what it need not do again."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from optkit.base import Pass
+from optkit.context import Context, State
+from optkit.environment import describe_system, training_threads
+from optkit.fingerprint import Unfingerprintable, artifact_fingerprint, library_versions, own_parts
+from optkit.measuring import Measured
+from optkit.prepare import Options, Prepared
+from optkit.report import Report
+from optkit.runtime import tf_keras
+from optkit.workdir import StoredStage, Workdir, stage_key, unique_key
+
+__all__ = ["BASELINE", "Keeper"]
+
+#: Name of the model that came in, among the stages.
+BASELINE = "baseline"
+_UNKNOWN = "unknown"  # figures taken in a way that cannot be known again; they are only shown
+
+
+class Keeper:
+    """Keeps the stages of a run and finds those of earlier ones; does nothing without a folder.
+
+    Args:
+        prepared: What was prepared.
+        model: The model that came in.
+        options: What else was asked for.
+        workdir: The folder, or ``None``.
+
+    Attributes:
+        notes: What the report should say of it.
+    """
+
+    def __init__(self, prepared: Prepared, model: Any, options: Options, workdir: Workdir | None):
+        self.prepared, self.model, self.options = prepared, model, options
+        self.workdir = workdir
+        self.notes: list[str] = []
+        self._keys: dict[str, str] = {}  # of the stages of this run that are kept, by name
+
+    def keep_baseline(self, state: State) -> str:
+        """Keeps the model that came in; returns its fingerprint, empty where there is none."""
+        if self.workdir is None:
+            return ""
+        key, _ = stage_key(baseline=self.model, versions=library_versions())
+        stored = self.find(BASELINE, key)
+        return self.keep(BASELINE, state, {}, key) if stored is None else stored.fingerprint
+
+    def key(
+        self, item: Pass, context: Context, incoming: str, recipe: Sequence[Pass]
+    ) -> str | None:
+        """The key of a stage: everything that its result depends on.
+
+        Args:
+            item: The pass.
+            context: What it will work with.
+            incoming: Fingerprint of the artifact that comes in.
+            recipe: The recipe passes so far.
+
+        Returns:
+            ``None`` where not everything can be known again.
+        """
+        if self.workdir is None or not incoming:
+            return None
+        prepared, splits = self.prepared, context.data.describe()
+        streams = [name for name, split in splits.items() if split["fingerprint"] is None]
+        if streams:
+            self._note(
+                f"workdir: stages cannot be reused, as `{streams[0]}` is a stream without a "
+                "fingerprint; give `Data(fingerprint=…)`"
+            )
+            return None
+        key, reason = stage_key(
+            incoming=incoming,
+            constraints=context.constraints,
+            item=item,
+            recipe=list(recipe),
+            seed=context.seed,
+            threads=training_threads(),
+            data=splits,
+            batch_size=prepared.data.batch_size,
+            task=prepared.task,
+            metric=prepared.metric,
+            loss=prepared.loss,
+            source=self.model,
+            versions=library_versions(),
+        )
+        if key is None:
+            self._note(f"workdir: a stage cannot be reused: {reason}")
+        return key
+
+    def find(self, name: str, key: str | None) -> StoredStage | None:
+        """The stage of that key, which becomes a stage of this run under a name."""
+        if self.workdir is None or key is None:
+            return None
+        stored = self.workdir.find(key, self._own_parts)
+        if stored is not None:
+            self._keys[name] = key
+        return stored
+
+    @functools.cached_property
+    def _own_parts(self) -> dict[str, Any]:
+        """Classes of the user's that models of this run may be made of."""
+        found: dict[str, Any] = {}
+        for _, _, item in self.prepared.steps:
+            for value in item.get_config().values():
+                if isinstance(value, tf_keras().Model):
+                    found |= own_parts(value)
+        return found | own_parts(self.model)
+
+    def keep(self, name: str, state: State, facts: dict[str, Any], key: str | None) -> str:
+        """Writes a stage, also one that no later run will find, so that `Run` can show it.
+
+        Returns:
+            The fingerprint of its artifact, empty where there is none.
+
+        Raises:
+            OptkitError: If it cannot be written.
+        """
+        if self.workdir is None:
+            return ""
+        try:
+            fingerprint = artifact_fingerprint(state.artifact)
+        except Unfingerprintable as error:
+            fingerprint, key = "", None
+            self._note(f"workdir: stages behind {name} cannot be reused: {error}")
+        key = key or unique_key()
+        reason = self.workdir.put(key, name, state.artifact, state.constraints, facts, fingerprint)
+        if reason is None:
+            self._keys[name] = key
+        else:
+            self._note(reason)
+        return fingerprint
+
+    def figures(self, name: str) -> Measured | None:
+        """What an earlier run measured of a stage in the same way."""
+        key, measure_key = self._keys.get(name), self._measure_key
+        if self.workdir is None or key is None or measure_key is None:
+            return None
+        kept = self.workdir.measured(key, measure_key)
+        return None if kept is None else Measured.from_plain(*kept)
+
+    def keep_figures(self, name: str, measured: Measured) -> None:
+        """Writes what was measured of a stage.
+
+        Raises:
+            OptkitError: If it cannot be written.
+        """
+        if self.workdir is not None and name in self._keys:
+            plain, arrays = measured.to_plain()
+            measure_key = self._measure_key or _UNKNOWN
+            self.workdir.put_measured(self._keys[name], measure_key, plain, arrays)
+
+    @functools.cached_property
+    def _measure_key(self) -> str | None:
+        """Everything that figures depend on but the artifact itself; asked for with a baseline."""
+        data = self.prepared.data
+        splits = [split for split in (data.report_split, data.validation) if split is not None]
+        if self.workdir is None or any(split.fingerprint is None for split in splits):
+            return None
+        key, _ = stage_key(
+            measure=self.options.measure,
+            metric=self.prepared.metric,
+            task=self.prepared.task,
+            splits=[(split.name, split.fingerprint) for split in splits],
+            class_names=data.class_names,
+            baseline=self._keys.get(BASELINE),
+            system={k: v for k, v in describe_system().items() if k != "system"},
+            versions=library_versions(),
+        )
+        return key
+
+    def record(self, report: Report) -> None:
+        """Makes this run the one that the folder shows.
+
+        Raises:
+            OptkitError: If it cannot be written.
+        """
+        if self.workdir is None or not self.options.record:
+            return
+        rows = [(BASELINE, "ok"), *((row.name, row.status) for row in report.rows)]
+        stages = [(name, self._keys[name], status) for name, status in rows if name in self._keys]
+        final = report.final_row
+        self.workdir.record(
+            stages,
+            report,
+            current=BASELINE if final is None else final.name,
+            measure_key=self._measure_key or _UNKNOWN,
+        )
+
+    def _note(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)

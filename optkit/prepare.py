@@ -1,0 +1,180 @@
+"""What must be known before a run can start: `prepare` refuses what cannot work."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optkit.artifact import KerasArtifact
+from optkit.base import Pass, RecipePass, TrainPass
+from optkit.context import Setting
+from optkit.data import ArraySplit, BoundData, Data, Split
+from optkit.errors import OptkitError, PipelineError
+from optkit.goals import Goals
+from optkit.measuring import Measure
+from optkit.metric import Metric, resolve_metric
+from optkit.models import signature
+from optkit.recipe import Recipe
+from optkit.task import Loss, Task, check_targets, infer_loss, infer_task
+from optkit.training import check_compiled_optimizer
+
+__all__ = ["Options", "Prepared", "Step", "prepare", "shown_data"]
+
+_TARGETS_LOOKED_AT = 1024
+_EXAMPLES = 16
+
+#: Number, name and pass of a step. The number seeds it, also where steps before it are left out.
+Step = tuple[int, str, Pass]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run is asked for besides passes, model and data; see `Pipeline.run`."""
+
+    seed: int = 0
+    pipeline: str = ""
+    goals: Goals = field(default_factory=Goals)
+    on_violation: str = "rollback"
+    guard: str = "pass"
+    measure: Measure = field(default_factory=Measure)
+    stop: Callable[[], Any] | None = None
+    tensorboard: Path | None = None
+    #: Whether the run makes itself the one that its workdir shows.
+    record: bool = True
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is known to be able to start.
+
+    Attributes:
+        steps: Number, name and pass of each step.
+        data: The splits, bound to the model's inputs.
+        task: What the model is for.
+        metric: The metric that "accuracy" stands for.
+        loss: The loss to train with.
+    """
+
+    steps: tuple[Step, ...]
+    data: BoundData
+    task: Task
+    metric: Metric
+    loss: Loss
+
+
+def prepare(steps: Sequence[Step], model: Any, data: Data, loss: Any, options: Options) -> Prepared:
+    """Binds the data to the model, infers what is for what, lets every pass check itself.
+
+    Raises:
+        PipelineError, ModelError, DataError: For what cannot work.
+    """
+    described = signature(model)
+    bound = data.bind(described)
+    needs = {split for _, _, item in steps for split in item.needs}
+    if "train" in needs and bound.train is None:
+        wanting = ", ".join(name for _, name, item in steps if "train" in item.needs)
+        raise PipelineError(f"{wanting} cannot do without a `train` split, and data has none.")
+    if "calibration" in needs:
+        bound.calibration_split()
+    labelled = bound.train or bound.validation or bound.test
+    if labelled is None:
+        raise PipelineError(
+            "Data has no split with targets. Give `test` (or `validation`), on which the figures "
+            "of the report are measured."
+        )
+    task = infer_task(model, _targets(labelled), loss)
+    stratify = task.kind in ("multiclass", "binary")
+    if options.goals.max_accuracy_drop is not None and bound.validation is None:
+        if bound.train is None:
+            raise PipelineError(
+                "The goal `max_accuracy_drop` is checked on the way, and data has no `validation` "
+                "split to check it on, nor a `train` split to cut one from. Give one of them: "
+                "`test` only ever serves to report."
+            )
+        bound.require_validation(stratify=stratify)
+    if "validation" in needs or bound.report_split is None:
+        bound.require_validation(stratify=stratify)
+    for split in (bound.train, bound.validation, bound.test):
+        if split is not None:
+            check_targets(task, _targets(split), split.name)
+    metric = resolve_metric(
+        options.measure.metric,
+        options.measure.higher_is_better,
+        model,
+        task,
+        example=lambda: _example(model, labelled),
+    )
+    _check_goals(options, task, metric)
+    prepared = Prepared(tuple(steps), bound, task, metric, infer_loss(model, task, loss))
+    if any(isinstance(item, TrainPass) for _, _, item in steps):
+        check_compiled_optimizer(model)
+    _check_passes(prepared, model)
+    return prepared
+
+
+def _targets(split: Split) -> np.ndarray:
+    """All targets of arrays; of a stream the first ones, as reading it whole may take long."""
+    return split.y if isinstance(split, ArraySplit) else split.targets(_TARGETS_LOOKED_AT)
+
+
+def _example(model: Any, split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Targets and outputs of a few samples."""
+    x, y = split.head(_EXAMPLES)
+    return y, KerasArtifact(model).predict(x)
+
+
+def _check_goals(options: Options, task: Task, metric: Metric) -> None:
+    """Refuses goals whose figures the run would not measure."""
+    goals, measure = options.goals, options.measure
+    if goals.max_memory_mb is not None and not measure.memory:
+        raise PipelineError(
+            "The goal `max_memory_mb` needs peak memory, which `Measure(memory=False)` leaves out."
+        )
+    timed = [
+        name
+        for name in ("max_latency_ms", "min_speedup", "min_throughput")
+        if getattr(goals, name) is not None
+    ]
+    if timed and not measure.latency_seconds:
+        raise PipelineError(
+            f"The goal `{timed[0]}` needs timing, which `Measure(latency_seconds=0)` leaves out."
+        )
+    by_class = task.is_classification and metric.name == "accuracy"
+    if goals.min_class_accuracy is not None and not by_class:
+        raise PipelineError(
+            "The goal `min_class_accuracy` needs the accuracy of each class, and the metric of "
+            f"this run is {metric.name!r} on a task of the kind {task.kind!r}."
+        )
+
+
+def _check_passes(prepared: Prepared, model: Any) -> None:
+    recipe = Recipe()
+    for number, name, item in prepared.steps:
+        try:
+            data = shown_data(prepared.data, item)
+            seen = item.check(Setting(model, data, prepared.task, prepared.loss, recipe))
+        except OptkitError as error:
+            raise type(error)(f"Step {number}, {name}: {error}") from error
+        except Exception as error:
+            raise PipelineError(
+                f"Step {number}, {name}: {type(error).__name__}: {error}"
+            ) from error
+        if isinstance(item, RecipePass):
+            recipe = item.amend(recipe)
+        if seen is not None or item.replaces_model:
+            model = seen  # None where what later passes will see is not known yet
+
+
+def shown_data(data: BoundData, item: Pass) -> BoundData:
+    """The splits that a pass may look at: those that its result may depend on, and no other.
+
+    What it cannot see need not be part of its stage's key, so other test or calibration data do
+    not make a finished training run again.
+    """
+    calibration = data.calibration if "calibration" in item.needs else None
+    return dataclasses.replace(data, test=None, calibration=calibration)
