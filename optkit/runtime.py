@@ -13,6 +13,7 @@ import logging
 import os
 import random
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,7 +49,9 @@ def tfmot() -> Any:
     with _LOCK:
         before = os.environ.get("TF_USE_LEGACY_KERAS")
         try:
-            import tensorflow_model_optimization
+            # What it imports adds filters of its own to those of the process.
+            with warnings.catch_warnings():
+                import tensorflow_model_optimization
         finally:
             if before is None:
                 os.environ.pop("TF_USE_LEGACY_KERAS", None)

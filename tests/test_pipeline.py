@@ -51,7 +51,7 @@ def test_what_can_work_is_built():
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"seed": -1}, {"seed": 1.5}, {"goals": None}, {"workdir": "a"}]
+    "arguments", [{"seed": -1}, {"seed": 1.5}, {"goals": 0.1}, {"workdir": "a"}]
 )
 def test_arguments_that_do_nothing_or_make_no_sense_are_refused(arguments):
     with pytest.raises((ok.PipelineError, TypeError)):

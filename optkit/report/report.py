@@ -83,10 +83,7 @@ class Row:
     @property
     def speed_verdict(self) -> str | None:
         """``"faster"``, ``"slower"`` or ``"no measurable change"``; ``None`` if not measured."""
-        if self.speedup_ci is None:
-            return None
-        low, high = self.speedup_ci
-        return "faster" if low > 1 else "slower" if high < 1 else "no measurable change"
+        return verdict(self.speedup_ci)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""
