@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from optkit.artifact.base import write_atomically
 from optkit.errors import OptkitError
 from optkit.goals import Goal
-from optkit.measuring import Interval, Measurement, Throughput
+from optkit.measuring import Interval, Measurement, Throughput, verdict
 
 if TYPE_CHECKING:
     import pandas
