@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from optkit.errors import ArgumentTypeError, PipelineError
 
-__all__ = ["boolean", "integer", "number", "one_of", "optional", "text", "texts"]
+__all__ = ["boolean", "integer", "number", "one_of", "optional", "path", "text", "texts"]
 
 
 def _type_error(name: str, expected: str, value: object) -> ArgumentTypeError:
@@ -80,6 +82,13 @@ def one_of(name: str, value: Any, choices: tuple[str, ...]) -> str:
         listed = ", ".join(repr(choice) for choice in choices)
         raise PipelineError(f"`{name}` must be one of {listed}. Received: {value!r}.")
     return value
+
+
+def path(name: str, value: Any) -> Path:
+    """A path, made absolute: the process may change its folder later."""
+    if not isinstance(value, str | os.PathLike):
+        raise _type_error(name, "a path", value)
+    return Path(value).absolute()
 
 
 def optional(check: Any, name: str, value: Any, **limits: Any) -> Any:

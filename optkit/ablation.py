@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from optkit.artifact import Artifact
 from optkit.base import RecipePass, TrainPass
-from optkit.errors import OptkitError
+from optkit.errors import PassError
 from optkit.measuring import Interval, Measured, Meter, compare_scores
 from optkit.measuring.statistics import verdict
 from optkit.prepare import Options, Prepared, Step
@@ -146,11 +145,62 @@ class Ablation:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """The end of one run."""
+    """The end of one run; without figures where it failed or was ended."""
 
-    measured: Measured
-    artifact: Artifact
-    report: Report
+    report: Report | None
+    measured: Measured | None = None
+    why: str = ""
+
+
+class _Runs:
+    """The runs of an ablation, each made once."""
+
+    def __init__(  # noqa: PLR0917
+        self,
+        prepared: Prepared,
+        model: Any,
+        meter: Meter,
+        options: Options,
+        workdir: Workdir,
+        progress: Progress,
+    ):
+        self.prepared, self.model, self.meter = prepared, model, meter
+        self.options, self.workdir, self.progress = options, workdir, progress
+        self.ended = False
+        self._done: dict[tuple[int, ...], _Outcome] = {}
+
+    def outcome(self, name: str, steps: Sequence[Step]) -> _Outcome:
+        """Runs the steps, unless they were run, or the whole thing was ended."""
+        numbers = tuple(number for number, _, _ in steps)
+        if numbers not in self._done:
+            if self.ended:
+                return _Outcome(None, why="the run was ended before this was known")
+            self._done[numbers] = self._run(name, steps)
+        return self._done[numbers]
+
+    def _run(self, name: str, steps: Sequence[Step]) -> _Outcome:
+        whole = len(steps) == len(self.prepared.steps)
+        self.progress.begin(name, len(self._done) * len(self.prepared.steps))
+        first = next(iter(self._done.values()), None)
+        runner = Runner(
+            dataclasses.replace(self.prepared, steps=tuple(steps)),
+            self.model,
+            meter=self.meter,
+            progress=self.progress,
+            options=dataclasses.replace(self.options, record=whole),
+            workdir=self.workdir,
+            baseline=first.measured if first is not None else None,
+        )
+        try:
+            report = runner.run().report
+        except PassError as error:
+            if whole:
+                raise
+            return _Outcome(error.report, why=f"the run {name} failed: {error}")
+        if runner.cancelled:
+            self.ended = True
+            return _Outcome(report, why="the run was ended before this was known")
+        return _Outcome(report, runner.latest)
 
 
 def ablate(
@@ -167,48 +217,30 @@ def ablate(
     variants = [(f"without {name}", _without(prepared.steps, n)) for n, name, _ in prepared.steps]
     if alone:
         variants += [variant for step in prepared.steps for variant in _alone(prepared.steps, step)]
-    total = len(prepared.steps) + sum(len(steps) for _, steps in variants)
-    done: dict[tuple[int, ...], _Outcome] = {}
-    ended = False
-
-    with Progress(progress, total) as shown:
-
-        def outcome(steps: Sequence[Step]) -> _Outcome | None:
-            """Runs a variant, unless it was, or the whole thing was stopped."""
-            nonlocal ended
-            numbers = tuple(number for number, _, _ in steps)
-            if numbers not in done and not ended:
-                runner = Runner(
-                    dataclasses.replace(prepared, steps=tuple(steps)),
-                    model,
-                    meter=meter,
-                    progress=shown,
-                    options=dataclasses.replace(options, record=len(steps) == len(prepared.steps)),
-                    workdir=workdir,
-                    baseline=next(iter(done.values())).measured if () in done else None,
-                )
-                result = runner.run()
-                ended = any(row.status == "cancelled" for row in result.report.rows)
-                if not ended or not done:
-                    done[numbers] = _Outcome(runner.latest, result.artifact, result.report)
-            return done.get(numbers)
-
-        nothing = outcome(())  # the model that came in, whose figures all runs share
-        full = outcome(prepared.steps)
-        if nothing is None or full is None:
-            raise OptkitError("The run was ended before anything could be compared.")
-        reports: dict[str, Report] = {}
-        for name, steps in variants:
-            if (found := outcome(steps)) is not None:
-                reports[name] = found.report
+    every = {tuple(n for n, _, _ in steps) for _, steps in variants} | {()}
+    every.add(tuple(n for n, _, _ in prepared.steps))
+    with Progress(progress, len(every) * len(prepared.steps)) as shown:
+        runs = _Runs(prepared, model, meter, options, workdir, shown)
+        # The model that came in, whose figures all runs share, and the whole pipeline.
+        nothing = runs.outcome("nothing", ())
+        full = runs.outcome("everything", prepared.steps)
+        reports = {
+            name: found.report
+            for name, steps in variants
+            if (found := runs.outcome(name, steps)).report is not None
+        }
         contributions = []
         for number, name, item in prepared.steps:
-            rest = _without(prepared.steps, number)
-            contributions.append(_contribution(name, "without", full, outcome(rest), meter))
+            rest = runs.outcome(f"without {name}", _without(prepared.steps, number))
+            contributions.append(_contribution(name, "without", full, rest, meter))
             if alone:
-                (_, steps), *control = _alone(prepared.steps, (number, name, item))
-                against = outcome(control[0][1]) if control else nothing
-                contributions.append(_contribution(name, "alone", outcome(steps), against, meter))
+                own, *control = _alone(prepared.steps, (number, name, item))
+                against = runs.outcome(*control[0]) if control else nothing
+                contributions.append(
+                    _contribution(name, "alone", runs.outcome(*own), against, meter)
+                )
+    if full.report is None:
+        raise AssertionError("a whole run has a report")
     return Ablation(full.report, tuple(contributions), reports)
 
 
@@ -229,23 +261,31 @@ def _alone(steps: Sequence[Step], step: Step) -> list[tuple[str, tuple[Step, ...
 
 
 def _contribution(
-    name: str, how: str, with_it: _Outcome | None, without: _Outcome | None, meter: Meter
+    name: str, how: str, with_it: _Outcome, without: _Outcome, meter: Meter
 ) -> Contribution:
-    if with_it is None or without is None:
-        return Contribution(name, how, note="the run was ended before this was known")
-    skipped = [row.name for row in without.report.rows if row.status == "skipped"]
-    note = f"without it, {', '.join(skipped)} could not run" if skipped else ""
+    for found in (without, with_it):
+        if found.measured is None:
+            return Contribution(name, how, note=found.why)
+    one, other = without.measured, with_it.measured
+    if one is None or other is None or without.report is None:
+        raise AssertionError("looked at above")
+    skipped = [
+        f"{row.name} could not run: {row.notes[0]}"
+        for row in without.report.rows
+        if row.status == "skipped"
+    ]
     change, interval = None, None
-    one, other = without.measured.scores, with_it.measured.scores
-    if one is not None and other is not None:
-        change, interval = compare_scores(one, other, meter.metric)
-    speed, speed_ci = _quotient(with_it.measured, without.measured)
+    if one.scores is not None and other.scores is not None:
+        change, interval = compare_scores(one.scores, other.scores, meter.metric)
+    speed, speed_ci = _quotient(other, one)
     sizes = [
-        (getattr(with_it.measured.figures, field), getattr(without.measured.figures, field))
+        (getattr(other.figures, field), getattr(one.figures, field))
         for field in ("size_bytes", "compressed_bytes")
     ]
     ratios = [a / b if a and b else None for a, b in sizes]
-    return Contribution(name, how, change, interval, speed, speed_ci, ratios[0], ratios[1], note)
+    return Contribution(
+        name, how, change, interval, speed, speed_ci, ratios[0], ratios[1], "; ".join(skipped)
+    )
 
 
 def _quotient(one: Measured, other: Measured) -> tuple[float | None, Interval | None]:

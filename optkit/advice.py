@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from optkit.goals import Goal
 from optkit.report import Report, Row
+from optkit.report.text import goal_text
 
 __all__ = ["advise", "missed_goals"]
 
 _CONVERTING = ("QuantizeINT8",)
-_LABELS = {
-    "min_accuracy": "accuracy at least",
-    "max_accuracy_drop": "accuracy drop at most",
-    "max_size_mb": "size at most",
-    "max_latency_ms": "latency at most",
-    "min_speedup": "speedup at least",
-    "min_throughput": "throughput at least",
-    "max_memory_mb": "peak memory at most",
-    "min_class_accuracy": "accuracy of every class at least",
-}
 
 
 def missed_goals(report: Report) -> str:
@@ -28,30 +19,17 @@ def missed_goals(report: Report) -> str:
         >>> from optkit.measuring import Measurement
         >>> goal = Goal("max_size_mb", 1.0, 1.5, unit="MB")
         >>> print(missed_goals(Report((), Measurement(size_bytes=1_500_000), goals=(goal,))))
-        goal           limit   reached  missed by
-        size at most    1 MB    1.5 MB     0.5 MB
+        goal               reached
+        size at most 1 MB  1.5 MB   missed by 0.5
         - size: add QuantizeINT8, which makes files about a quarter of their size.
     """
     missed = [goal for goal in report.goals if not goal.met]
     if not missed:
         return ""
-    table = [("goal", "limit", "reached", "missed by")]
-    for goal in missed:
-        unit = f" {goal.unit}" if goal.unit else ""
-        table.append(
-            (
-                _LABELS[goal.name],
-                f"{goal.limit:.4g}{unit}",
-                "not measured" if goal.figure is None else f"{goal.figure:.4g}{unit}",
-                "–" if goal.margin is None else f"{-goal.margin:.3g}{unit}",
-            )
-        )
+    table = [("goal", "reached", ""), *(tuple(goal_text(report, goal)) for goal in missed)]
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     lines = [
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in table
     ]
     return "\n".join([*lines, *(f"- {hint}" for hint in advise(report))])
@@ -59,12 +37,14 @@ def missed_goals(report: Report) -> str:
 
 def advise(report: Report) -> list[str]:
     """A hint for each goal that was missed: which pass to weaken, which to add."""
-    return [_hint(goal, report) for goal in report.goals if not goal.met]
+    hints = [_hint(goal, report) for goal in report.goals if not goal.met]
+    return list(dict.fromkeys(hints))
 
 
 def _hint(goal: Goal, report: Report) -> str:
     if goal.figure is None:
-        what = _LABELS[goal.name].removesuffix(" at least").removesuffix(" at most")
+        what = goal.name.partition("_")[2].removesuffix("_mb").removesuffix("_ms")
+        what = what.replace("_", " ")
         return f"{what}: it was not measured; the notes of the report say why."
     if goal.name in ("min_accuracy", "max_accuracy_drop"):
         return f"accuracy: {_accuracy_hint(goal, report)}"

@@ -15,6 +15,7 @@ from optkit.context import Context, Setting, State
 from optkit.errors import OptkitError, PipelineError
 from optkit.models import clone, variables_by_path
 from optkit.recipe import Recipe
+from optkit.runtime import tf_keras
 from optkit.serialize import readable
 
 __all__ = ["ConvertPass", "Pass", "RecipePass", "RewritePass", "TrainPass"]
@@ -147,8 +148,10 @@ class _ModelPass(Pass):
     """A pass from a Keras model to a Keras model, on a copy of its own."""
 
     def _finish(self, state: State, model: Any, context: Context) -> State:
-        if model is None:
-            raise OptkitError(f"{type(self).__name__} returned no model.")
+        if not isinstance(model, tf_keras().Model):
+            raise OptkitError(
+                f"{type(self).__name__} must return a tf_keras model. It returned {model!r}."
+            )
         kept = self._kept(model, context)
         return State(KerasArtifact(model), state.recipe, kept)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from optkit.batch_norm import reestimate_batch_norm
 from optkit.constraint import Constraint
 from optkit.data import BoundData
 from optkit.errors import DataError, PipelineError
+from optkit.goals import Goals
 from optkit.metric import Metric
 from optkit.models import batch_norms, mixed_precision_layers, variables_by_path
 from optkit.recipe import Recipe
@@ -83,6 +85,7 @@ class Context:
         log: Logger of the pass. A pass never prints.
         notes: What the row of this pass will say.
         curves: For each training so far its figures by name, one value an epoch.
+        goals_seen: Whether the pass asked for the goals.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class Context:
         seed: int,
         model: Any,
         constraints: Mapping[tuple[str, str], Constraint] | None = None,
+        goals: Goals | None = None,
         on_epoch: Callable[[int, int, dict[str, float]], None] | None = None,
         watchers: Callable[[int], Sequence[Any]] | None = None,
     ):
@@ -107,10 +111,18 @@ class Context:
         self._on_epoch = on_epoch
         self._watchers = watchers
         self._trainings = 0
+        self._goals = goals if goals is not None else Goals()
+        self.goals_seen = False
+
+    @property
+    def goals(self) -> Goals:
+        """What the result must reach. A stage of a pass that asks for them depends on them."""
+        self.goals_seen = True
+        return self._goals
 
     def note(self, text: str) -> None:
         """Adds a sentence to the row of this pass in the report."""
-        self.notes.append(text)
+        self.notes.append(str(text))
 
     def attach(self, constraint: Constraint) -> None:
         """Makes every later pass keep a condition; one of its kind on the same path gives way."""
@@ -182,24 +194,31 @@ class Context:
         """
         self._trainings += 1
         watchers = () if self._watchers is None else self._watchers(self._trainings)
-        history = training.fit(
-            model,
-            recipe,
-            data=self.data,
-            task=self.task,
-            metric=self.metric,
-            loss=self.loss,
-            source=self.model,
-            constraints=self.constraints,
-            seed=derive_seed(self.seed, "fit", self._trainings),
-            epochs=epochs,
-            learning_rate=learning_rate,
-            optimizer=optimizer,
-            weight_decay=weight_decay,
-            patience=patience,
-            settled_after=settled_after,
-            callbacks=(*callbacks, *watchers),
-            on_epoch=self._on_epoch,
-        )
+        try:
+            history = training.fit(
+                model,
+                recipe,
+                data=self.data,
+                task=self.task,
+                metric=self.metric,
+                loss=self.loss,
+                source=self.model,
+                constraints=self.constraints,
+                seed=derive_seed(self.seed, "fit", self._trainings),
+                epochs=epochs,
+                learning_rate=learning_rate,
+                optimizer=optimizer,
+                weight_decay=weight_decay,
+                patience=patience,
+                settled_after=settled_after,
+                callbacks=(*callbacks, *watchers),
+                on_epoch=self._on_epoch,
+            )
+        except BaseException:
+            # Keras tells callbacks nothing of it; a profiler would go on running in the process.
+            for watcher in watchers:
+                with contextlib.suppress(Exception):
+                    watcher.on_train_end()
+            raise
         self.curves.append(history.curves)
         return history

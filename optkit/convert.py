@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from optkit.artifact.keras import inference_function
+from optkit.errors import OptkitError
 from optkit.models import Signature, signature
 from optkit.runtime import tensorflow
 
@@ -45,6 +46,9 @@ def convert_to_tflite(
     Returns:
         The bytes of the ``.tflite`` file. Its batch dimension is open, and its signature carries
         the names of the model's inputs.
+
+    Raises:
+        OptkitError: If TensorFlow cannot convert it.
     """
     tf = tensorflow()
     function = inference_function(model, batch=None, shapes=input_shapes)
@@ -63,7 +67,17 @@ def convert_to_tflite(
                 converter.inference_output_type = tf.int8
                 if all(info.dtype.startswith("float") for info in inputs):
                     converter.inference_input_type = tf.int8
-        content = converter.convert()
+        try:
+            content = converter.convert()
+        except OptkitError:
+            raise
+        except Exception as error:
+            kind = "float32" if representative is None else "full-integer"
+            first = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+            raise OptkitError(
+                f"TensorFlow's converter cannot make a {kind} file of this model. Its first words: "
+                f"{first[:300]}"
+            ) from error
     return _with_signature(content, signature(model))
 
 

@@ -278,10 +278,20 @@ class BoundData:
         """The split that the report's figures are of: ``test``, else ``validation``."""
         return self.test or self.validation
 
+    def identities(self) -> dict[str, tuple[Any, ...] | None]:
+        """`Split.identity` by split."""
+        return {
+            name: split.identity for name in SPLITS if (split := getattr(self, name)) is not None
+        }
+
     def describe(self) -> dict[str, dict[str, Any]]:
         """Sizes and fingerprints by split, for the report."""
         return {
-            name: {"samples": split.samples, "fingerprint": split.fingerprint}
+            name: {
+                "samples": split.samples,
+                "steps": split.steps,
+                "fingerprint": split.fingerprint,
+            }
             for name in SPLITS
             if (split := getattr(self, name)) is not None
         }
@@ -305,6 +315,11 @@ class Split(abc.ABC):
     samples: int | None
     batch_size: int
     fingerprint: str | None
+
+    @property
+    def identity(self) -> tuple[Any, ...] | None:
+        """Changes with the content and with how it is cut into batches; ``None`` if not known."""
+        return None if self.fingerprint is None else (self.fingerprint, self.steps, self.batch_size)
 
     @abc.abstractmethod
     def iterate(self) -> Iterator[tuple[Any, np.ndarray]]:
@@ -612,6 +627,13 @@ class StreamSplit(Split):
         self.name, self.inputs, self.batch_size = name, inputs, batch_size
         self.steps, self.samples, self.fingerprint = steps, samples, fingerprint
         self._read = read
+        self._first: int | None = None  # samples of the first batch; the stream's maker decides
+
+    @property
+    def identity(self) -> tuple[Any, ...] | None:
+        """Changes with the content and with how it is cut into batches; ``None`` if not known."""
+        found = super().identity
+        return None if found is None else (*found, self._first, str(self.batches().element_spec))
 
     @classmethod
     def bind(
@@ -714,6 +736,7 @@ class StreamSplit(Split):
             for leaf in x.values() if isinstance(x, dict) else _leaves(x):
                 _check_finite(self.name, "inputs", leaf)
             _check_finite(self.name, "targets", y)
+            self._first = len(y)
             return
         raise DataError(f"`{self.name}` is empty.")
 

@@ -16,7 +16,7 @@ from optkit.models import is_compiled
 from optkit.runtime import tensorflow
 from optkit.task import Loss, Task
 
-__all__ = ["describe_run", "describe_system", "training_threads"]
+__all__ = ["describe_run", "describe_system", "switches", "training_threads"]
 
 _PACKAGES = (
     "optkit",
@@ -72,6 +72,22 @@ def describe_run(
         "latency_threads": measure.device.threads if measure.device else measure.threads,
         "measure": measure.to_dict(),
         "goals": {name: value for name, value in goals.to_dict().items() if value is not None},
+    }
+
+
+def switches() -> dict[str, Any]:
+    """What else of a process changes the numbers that TensorFlow computes."""
+    from tensorflow.python.framework import config  # asked for nowhere else
+
+    tf = tensorflow()
+    names = ("TF_ENABLE_ONEDNN_OPTS", "TF_DETERMINISTIC_OPS", "TF_XLA_FLAGS", "XLA_FLAGS")
+    return {
+        "variables": {name: os.environ.get(name) for name in names},
+        "deterministic": config.is_op_determinism_enabled(),
+        "eager": tf.config.functions_run_eagerly(),
+        "jit": tf.config.optimizer.get_jit(),
+        "tensor_float_32": tf.config.experimental.tensor_float_32_execution_enabled(),
+        "gpus": len(tf.config.list_physical_devices("GPU")),
     }
 
 

@@ -224,7 +224,8 @@ class _Walk:
         if isinstance(value, Artifact):
             return self.artifact(value)
         if _is_pass(value):
-            return _digest("pass", self.visit(kind), self.visit(value.get_config()))
+            own = {} if _library(kind.__module__) else vars(value)  # may hold more than arguments
+            return _digest("pass", self.visit(kind), *map(self.visit, (value.get_config(), own)))
         return self._object(value)
 
     def _alone(self, value: Any) -> bytes:

@@ -59,8 +59,10 @@ class Goals:
     judge_by: str = "interval"
 
     def __post_init__(self) -> None:
-        for name in ("min_accuracy", "min_class_accuracy"):
-            _validate.optional(_validate.number, name, getattr(self, name))
+        _validate.optional(_validate.number, "min_accuracy", self.min_accuracy)
+        _validate.optional(
+            _validate.number, "min_class_accuracy", self.min_class_accuracy, minimum=0, maximum=1
+        )
         _validate.optional(_validate.number, "max_accuracy_drop", self.max_accuracy_drop, minimum=0)
         for name in (
             "max_size_mb",

@@ -8,7 +8,7 @@ from typing import Any
 
 from optkit.base import Pass
 from optkit.context import Context, State
-from optkit.environment import describe_system, training_threads
+from optkit.environment import describe_system, switches, training_threads
 from optkit.fingerprint import Unfingerprintable, artifact_fingerprint, library_versions, own_parts
 from optkit.measuring import Measured
 from optkit.prepare import Options, Prepared
@@ -46,9 +46,15 @@ class Keeper:
         """Keeps the model that came in; returns its fingerprint, empty where there is none."""
         if self.workdir is None:
             return ""
-        key, _ = stage_key(baseline=self.model, versions=library_versions())
+        key = self.plain_key(BASELINE)
         stored = self.find(BASELINE, key)
         return self.keep(BASELINE, state, {}, key) if stored is None else stored.fingerprint
+
+    def plain_key(self, name: str) -> str | None:
+        """The key of what depends on the model that came in and on nothing else of the run."""
+        if self.workdir is None:
+            return None
+        return stage_key(name=name, model=self.model, versions=library_versions())[0]
 
     def key(
         self, item: Pass, context: Context, incoming: str, recipe: Sequence[Pass]
@@ -66,8 +72,8 @@ class Keeper:
         """
         if self.workdir is None or not incoming:
             return None
-        prepared, splits = self.prepared, context.data.describe()
-        streams = [name for name, split in splits.items() if split["fingerprint"] is None]
+        prepared, splits = self.prepared, context.data.identities()
+        streams = [name for name, identity in splits.items() if identity is None]
         if streams:
             self._note(
                 f"workdir: stages cannot be reused, as `{streams[0]}` is a stream without a "
@@ -88,6 +94,7 @@ class Keeper:
             loss=prepared.loss,
             source=self.model,
             versions=library_versions(),
+            switches=switches(),
         )
         if key is None:
             self._note(f"workdir: a stage cannot be reused: {reason}")
@@ -152,25 +159,28 @@ class Keeper:
         """
         if self.workdir is not None and name in self._keys:
             plain, arrays = measured.to_plain()
-            measure_key = self._measure_key or _UNKNOWN
-            self.workdir.put_measured(self._keys[name], measure_key, plain, arrays)
+            # What went wrong once need not go wrong again, so it is shown and not relied on.
+            whole = self._measure_key is not None and not measured.missing
+            measure_key = self._measure_key if whole else _UNKNOWN
+            self.workdir.put_measured(self._keys[name], measure_key or _UNKNOWN, plain, arrays)
 
     @functools.cached_property
     def _measure_key(self) -> str | None:
         """Everything that figures depend on but the artifact itself; asked for with a baseline."""
         data = self.prepared.data
         splits = [split for split in (data.report_split, data.validation) if split is not None]
-        if self.workdir is None or any(split.fingerprint is None for split in splits):
+        if self.workdir is None or any(split.identity is None for split in splits):
             return None
         key, _ = stage_key(
             measure=self.options.measure,
             metric=self.prepared.metric,
             task=self.prepared.task,
-            splits=[(split.name, split.fingerprint) for split in splits],
+            splits=[(split.name, split.identity) for split in splits],
             class_names=data.class_names,
             baseline=self._keys.get(BASELINE),
             system={k: v for k, v in describe_system().items() if k != "system"},
             versions=library_versions(),
+            switches=switches(),
         )
         return key
 

@@ -156,10 +156,15 @@ class Pipeline:
         """The pipeline that gave this configuration.
 
         Raises:
-            PipelineError: If it names a pass whose class is not imported.
+            PipelineError: If it names a pass whose class is not imported, or unknown settings.
         """
         passes = [_class_of(item["class"]).from_config(item["config"]) for item in config["passes"]]
-        return cls(passes, **{key: value for key, value in config.items() if key in _SETTINGS})
+        settings = {key: value for key, value in config.items() if key != "passes"}
+        if unknown := sorted(set(settings) - set(_SETTINGS)):
+            raise PipelineError(
+                f"A pipeline has no settings {unknown}. Its settings: {list(_SETTINGS)}."
+            )
+        return cls(passes, **settings)
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Writes the configuration as JSON.
@@ -186,15 +191,17 @@ class Pipeline:
         """
         try:
             config = json.loads(Path(path).read_text("utf-8"))
-            passes = config["passes"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            config.pop("optkit")
+            for item in config["passes"]:
+                item["config"] = {k: from_plain(k, value) for k, value in item["config"].items()}
+            config["loss"] = from_plain("loss", config.get("loss"))
+            if config.get("goals") is not None:
+                config["goals"] = Goals(**config["goals"])
+            return cls.from_config(config)
+        except PipelineError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise PipelineError(f"{str(path)!r} is no pipeline of optkit's: {error!r}") from error
-        for item in passes:
-            item["config"] = {k: from_plain(k, value) for k, value in item["config"].items()}
-        config["loss"] = from_plain("loss", config.get("loss"))
-        if config.get("goals") is not None:
-            config["goals"] = Goals(**config["goals"])
-        return cls.from_config(config)
 
     def check(self, model: Any = None, data: Data | None = None) -> None:
         """Refuses what cannot work, before anything trains.
@@ -303,14 +310,16 @@ class Pipeline:
                 goes away afterwards.
             progress: As for `run`; the steps of all runs are counted on.
             measure: How figures are taken.
-            stop: As for `run`; whatever is finished by then is in the result.
+            stop: As for `run`; whatever is finished by then is in the result, and the rest has a
+                note.
 
         Returns:
             A table of what each pass gave and cost, and the report of every run.
 
         Raises:
             PipelineError, ModelError, DataError: For what cannot work, before anything trains.
-            PassError: If a pass fails.
+            PassError: If a pass of the whole pipeline fails. A run without some pass that fails
+                gives a contribution without figures, with the reason.
         """
         from optkit.ablation import ablate
 
@@ -359,7 +368,7 @@ class Pipeline:
             guard=self.guard,
             measure=measure,
             stop=stop,
-            tensorboard=None if tensorboard is None else Path(tensorboard),
+            tensorboard=_validate.optional(_validate.path, "tensorboard", tensorboard),
         )
 
     def _prepare(self, model: Any, data: Data, options: Options) -> Prepared:

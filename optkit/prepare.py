@@ -144,12 +144,19 @@ def _check_goals(options: Options, task: Task, metric: Metric) -> None:
         raise PipelineError(
             f"The goal `{timed[0]}` needs timing, which `Measure(latency_seconds=0)` leaves out."
         )
-    by_class = task.is_classification and metric.name == "accuracy"
-    if goals.min_class_accuracy is not None and not by_class:
+    if goals.min_class_accuracy is not None and not task.is_classification:
         raise PipelineError(
-            "The goal `min_class_accuracy` needs the accuracy of each class, and the metric of "
-            f"this run is {metric.name!r} on a task of the kind {task.kind!r}."
+            "The goal `min_class_accuracy` needs classes, and the task is a "
+            f"{task.describe()}. Leave it out."
         )
+    shares = ("min_accuracy", "max_accuracy_drop") if "accuracy" in metric.name else ()
+    for name in shares:
+        limit = getattr(goals, name)
+        if limit is not None and limit > 1:
+            raise PipelineError(
+                f"The goal `{name}` is {limit}, and {metric.name} lies between 0 and 1: 0.015 is "
+                "1.5 points."
+            )
 
 
 def _check_passes(prepared: Prepared, model: Any) -> None:

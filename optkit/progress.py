@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,10 +15,19 @@ __all__ = ["Progress", "ProgressEvent"]
 
 
 Kind = Literal[
-    "started", "epoch", "finished", "reused", "measured", "rolled back", "skipped", "cancelled"
+    "started",
+    "epoch",
+    "finished",
+    "reused",
+    "measured",
+    "rolled back",
+    "skipped",
+    "cancelled",
+    "failed",
 ]
 
-_SETTLED = ("measured", "rolled back", "skipped", "cancelled")
+_LOG = logging.getLogger("optkit")
+_SETTLED = ("measured", "rolled back", "skipped", "cancelled", "failed")
 
 
 @dataclass(frozen=True)
@@ -29,14 +39,16 @@ class ProgressEvent:
             training, ``"measured"`` for its figures (also those of the baseline, step 0). Instead
             of ``"finished"`` there is ``"reused"`` where an earlier run in the same folder had
             done the work. A pass ends with ``"rolled back"`` where it broke a goal, with
-            ``"cancelled"`` where the run was ended in it, and is ``"skipped"`` where it could not
-            run for that.
-        step: Position of the pass, from 1; 0 for the baseline.
-        steps: Number of passes.
+            ``"failed"`` or ``"cancelled"`` where it raised or the run was ended in it, and is
+            ``"skipped"`` where it could not run for that.
+        step: Position of the pass, from 1; 0 for the baseline. An ablation counts on over all its
+            runs.
+        steps: Number of passes, of all runs.
         name: Name of the pass.
         epoch: Epochs finished in this training; 0 for other kinds.
         epochs: Epochs that this training may take; 0 for other kinds.
         figures: Figures of the epoch or stage, by name.
+        run: Which run of an ablation it belongs to, for example ``"without Prune"``.
     """
 
     kind: Kind
@@ -46,6 +58,7 @@ class ProgressEvent:
     epoch: int = 0
     epochs: int = 0
     figures: tuple[tuple[str, float], ...] = ()
+    run: str = ""
 
 
 class Progress:
@@ -67,6 +80,7 @@ class Progress:
                 f"Received: {target!r}."
             )
         self._steps = steps
+        self._before, self._run = 0, ""
         self._function = target if callable(target) else None
         self._bar: Any = None
         watched = "ipykernel" in sys.modules or sys.stderr.isatty()
@@ -74,6 +88,15 @@ class Progress:
             from tqdm.auto import tqdm
 
             self._bar = tqdm(total=steps, unit="pass", dynamic_ncols=True)
+
+    def begin(self, run: str, before: int) -> None:
+        """Makes what follows part of a further run.
+
+        Args:
+            run: What run it is.
+            before: Number of steps in the runs before it.
+        """
+        self._run, self._before = run, before
 
     def __enter__(self) -> Progress:
         return self
@@ -97,16 +120,25 @@ class Progress:
         epochs: int = 0,
         figures: dict[str, float] | None = None,
     ) -> None:
-        """Tells of something that happened."""
+        """Tells of something that happened.
+
+        A function that raises is not called again: the work of hours should not end for that.
+        """
         ordered = tuple((figures or {}).items())
-        event = ProgressEvent(kind, step, self._steps, name, epoch, epochs, ordered)
+        event = ProgressEvent(
+            kind, self._before + step, self._steps, name, epoch, epochs, ordered, self._run
+        )
         if self._function is not None:
-            self._function(event)
+            try:
+                self._function(event)
+            except Exception:
+                _LOG.exception("the `progress` function raised, and is not called any more")
+                self._function = None
         if self._bar is not None:
             self._show(event)
 
     def _show(self, event: ProgressEvent) -> None:
-        name = event.name
+        name = f"{event.run}: {event.name}" if event.run else event.name
         doing = {
             "started": name,
             "finished": f"{name}: measuring",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from optkit.advice import missed_goals
-from optkit.artifact import Artifact, KerasArtifact
+from optkit.artifact import Artifact, KerasArtifact, TFLiteArtifact
 from optkit.errors import GoalsError, ModelError
 from optkit.models import clone, compile_like
 from optkit.report import Report
@@ -74,8 +74,10 @@ class Result:
             The folder.
         """
         folder = Path(directory)
-        for old in (*folder.glob("artifact.*"), *folder.glob("stages/[0-9][0-9]-*")):
-            old.unlink()  # of an earlier result, which had other stages
+        for suffix in (KerasArtifact.suffix, TFLiteArtifact.suffix):
+            for name in (f"artifact{suffix}", f"stages/[0-9][0-9]-*{suffix}"):
+                for old in folder.glob(name):
+                    old.unlink()  # of an earlier result, which had other stages
         self.artifact.save(folder / f"artifact{self.artifact.suffix}")
         for number, (name, stage) in enumerate(self.stages.items(), 1):
             stage.save(folder / "stages" / f"{number:02d}-{name}{stage.suffix}")

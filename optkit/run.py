@@ -42,6 +42,7 @@ class _Point:
     latest: Measured
     stages: dict[str, Artifact]
     rows: int
+    recipes: int
 
 
 class Runner:
@@ -55,6 +56,10 @@ class Runner:
         options: What else was asked for.
         workdir: Where finished stages are kept, or ``None``.
         baseline: Figures of the model that came in, where the meter has them already.
+
+    Attributes:
+        cancelled: Whether the run was ended before its end.
+        latest: Figures of what is to be deployed so far.
     """
 
     def __init__(
@@ -78,9 +83,10 @@ class Runner:
         self.notes: list[str] = []
         self.runtime_baseline: Row | None = None
         self._known_baseline = baseline
-        self._recipe_passes: list[Pass] = []
+        self._recipe_passes: list[RecipePass] = []
         self._undone: list[str] = []  # names of passes that were rolled back
         self._ended = ""  # why no further pass runs
+        self.cancelled = False
         self._pending: _Point | None = None  # before passes that wait for training to recover
 
     # ------------------------------------------------------------------------------- the course
@@ -88,9 +94,13 @@ class Runner:
     def run(self) -> Result:
         """Measures the baseline, then runs and measures pass by pass."""
         self._measure_baseline()
-        self._tell_figures(0, BASELINE)
-        if self.options.measure.baseline_runtime is not None:
-            self._measure_runtime_baseline()
+        if self._known_baseline is None:
+            self._tell_figures(0, BASELINE, self.latest)
+        try:
+            if self.options.record and self.options.measure.baseline_runtime is not None:
+                self._measure_runtime_baseline()
+        except KeyboardInterrupt as interrupt:
+            self._end(interrupt, f"while {BASELINE} was measured as tflite")
         points = [self._point()]
         for number, name, item in self.prepared.steps:
             before = self._point()
@@ -100,7 +110,7 @@ class Runner:
                 self._cancel(number, name, item, before, interrupt)
             points.append(self._point())
         if self._pending is not None:
-            self._judge(self._pending)
+            self._tell_undone(self._judge(self._pending))
         if self.options.guard == "end":
             self._guard_at_the_end(points)
         result = Result(self.state.artifact, self.report(), self.stages, self.model)
@@ -130,17 +140,20 @@ class Runner:
         except Exception as error:
             notes = (*context.notes, f"failed: {error}")
             self.rows.append(dataclasses.replace(row, notes=notes, curves=tuple(context.curves)))
-            raise self._failure(number, name, error) from error
+            raise self._failure(number, name, error, before) from error
         notes = (*context.notes, *row.notes)
         self.rows.append(dataclasses.replace(row, notes=notes, curves=tuple(context.curves)))
-        if not isinstance(item, RecipePass):
-            self._tell_figures(number, name)
-            self._guard(number, item, before)
+        if isinstance(item, RecipePass):
+            return
+        # Judged before anybody is told, who might end the run there.
+        measured, undone = self.latest, self._guard(number, item, before)
+        self._tell_figures(number, name, measured)
+        self._tell_undone(undone)
 
     def _new_row(self, number: int, name: str, item: Pass) -> Row:
         return Row(number, name, item.family, readable(item.get_config()), "failed")
 
-    def _amend(self, number: int, name: str, item: Pass, row: Row, context: Context) -> Row:
+    def _amend(self, number: int, name: str, item: RecipePass, row: Row, context: Context) -> Row:
         began = time.perf_counter()
         with isolated(context.seed):
             self.state = _checked(item, item.apply(self.state, context))
@@ -153,7 +166,7 @@ class Runner:
         """Does the work of a pass, unless an earlier run in the same folder has done it."""
         key = self.kept.key(item, context, self.fingerprint, self._recipe_passes)
         stored = self.kept.find(name, key)
-        if stored is not None:
+        if stored is not None and stored.facts["goals"] in (None, self.options.goals.to_dict()):
             context.notes[:] = stored.facts["notes"]
             context.curves[:] = stored.facts["curves"]
             self.state = State(stored.artifact, self.state.recipe, stored.constraints)
@@ -165,16 +178,19 @@ class Runner:
         with isolated(context.seed):
             state = _checked(item, item.apply(self.state, context))
         seconds = time.perf_counter() - began
-        self._send("finished", number, name)
         came_in, recipe = self.state.artifact, self.state.recipe
         self.state = state
         self.stages[name] = state.artifact  # finished, whatever happens from here on
         item.review(came_in, state.artifact, context)
-        facts = {"notes": context.notes, "curves": context.curves, "seconds": seconds}
+        facts: dict[str, Any] = {"notes": context.notes, "curves": context.curves}
+        facts |= {"seconds": seconds, "goals": None}
+        if context.goals_seen:
+            facts["goals"] = self.options.goals.to_dict()
         # A pass that amends the recipe besides is not one that could be skipped the next time.
         self.fingerprint = self.kept.keep(
             name, state, facts, key if state.recipe is recipe else None
         )
+        self._send("finished", number, name)
         return dataclasses.replace(row, seconds=seconds)
 
     # ---------------------------------------------------------------------------- what is measured
@@ -223,9 +239,15 @@ class Runner:
         try:
             artifact = self.state.artifact
             assert isinstance(artifact, KerasArtifact)
-            converted = TFLiteArtifact(convert_to_tflite(artifact.model))
-            seconds = time.perf_counter() - began
-            measured = self.meter.measure(converted)
+            key = self.kept.plain_key(row.name)
+            stored = self.kept.find(row.name, key)
+            if stored is None:
+                state = State(TFLiteArtifact(convert_to_tflite(artifact.model)))
+                seconds = time.perf_counter() - began
+                self.kept.keep(row.name, state, {"seconds": seconds}, key)
+            else:
+                state, seconds = State(stored.artifact), stored.facts["seconds"]
+            measured = self._figures(row.name, state.artifact)
         except Exception as error:
             _LOG.warning("the baseline was not measured as tflite: %s", error)
             self.notes.append(f"the baseline could not be measured as tflite: {error}")
@@ -242,17 +264,21 @@ class Runner:
 
     # -------------------------------------------------------------------------- goals on the way
 
-    def _guard(self, number: int, item: Pass, before: _Point) -> None:
-        """Judges the state, unless training is still to come that a pass counts on."""
+    def _guard(self, number: int, item: Pass, before: _Point) -> list[Row]:
+        """Judges the state, unless training is still to come that a pass counts on.
+
+        Returns:
+            The rows that were undone.
+        """
         if self.options.guard != "pass":
-            return
+            return []
         if item.expects_recovery and self._training_follows(number):
             self._pending = self._pending or before
-            return
+            return []
         if self._pending is not None and not isinstance(item, TrainPass):
-            return
+            return []
         back, self._pending = self._pending or before, None
-        self._judge(back)
+        return self._judge(back)
 
     def _training_follows(self, number: int) -> bool:
         return any(n > number and isinstance(item, TrainPass) for n, _, item in self.prepared.steps)
@@ -273,20 +299,22 @@ class Runner:
         allowed = factor * (goals.max_accuracy_drop or 0)
         return f"{text}; a loss of {allowed:.3g}{unit} is allowed"
 
-    def _judge(self, back: _Point) -> None:
-        """Does what was asked for where the state breaks the goal."""
+    def _judge(self, back: _Point) -> list[Row]:
+        """Does what was asked for where the state breaks the goal; gives the rows it undid."""
         violation = self._violation(self.latest)
         if not violation:
-            return
+            return []
+        last = max(i for i, row in enumerate(self.rows) if row.status == "ok")
         if self.options.on_violation == "keep":
-            self.rows[-1] = _noted(self.rows[-1], f"kept although {violation}")
-            return
-        last = self.rows[-1]
-        self._undo(back, violation)
+            self.rows[last] = _noted(self.rows[last], f"kept although {violation}")
+            return []
         if self.options.on_violation == "stop":
-            self._ended = f"the run stopped at step {last.index}, {last.name}, which broke the goal"
+            row = self.rows[last]
+            self._ended = f"the run stopped at step {row.index}, {row.name}, which broke the goal"
+        return self._undo(back, violation)
 
-    def _undo(self, back: _Point, reason: str) -> None:
+    def _undo(self, back: _Point, reason: str) -> list[Row]:
+        undone = []
         for i in range(back.rows, len(self.rows)):
             row = self.rows[i]
             if row.status != "ok":
@@ -295,9 +323,14 @@ class Runner:
                 dataclasses.replace(row, status="rolled back"), f"undone: {reason}"
             )
             self._undone.append(row.name)
-            self._send("rolled back", row.index, row.name)
+            undone.append(self.rows[i])
             _LOG.warning("step %d, %s, was undone: %s", row.index, row.name, reason)
         self._restore(back)
+        return undone
+
+    def _tell_undone(self, rows: list[Row]) -> None:
+        for row in rows:
+            self._send("rolled back", row.index, row.name)
 
     def _guard_at_the_end(self, points: list[_Point]) -> None:
         """Goes back, stage by stage, to the last one that keeps the goal."""
@@ -306,14 +339,24 @@ class Runner:
             return
         while len(points) > 1 and (violation := self._violation(self.latest)):
             back = points.pop(-2)
-            self._undo(back, violation)
+            self._tell_undone(self._undo(back, violation))
 
     def _point(self) -> _Point:
-        return _Point(self.state, self.fingerprint, self.latest, dict(self.stages), len(self.rows))
+        return _Point(
+            self.state,
+            self.fingerprint,
+            self.latest,
+            dict(self.stages),
+            len(self.rows),
+            len(self._recipe_passes),
+        )
 
     def _restore(self, point: _Point) -> None:
-        # The recipe stays as it is now: recipe passes in between were not at fault.
-        self.state = dataclasses.replace(point.state, recipe=self.state.recipe)
+        # Recipe passes in between were not at fault.
+        recipe = point.state.recipe
+        for item in self._recipe_passes[point.recipes :]:
+            recipe = item.amend(recipe)
+        self.state = dataclasses.replace(point.state, recipe=recipe)
         self.fingerprint, self.latest = point.fingerprint, point.latest
         self.stages = dict(point.stages)
 
@@ -326,30 +369,34 @@ class Runner:
         if not isinstance(artifact, item.accepts):
             wanted = getattr(item.accepts, "kind", item.accepts.__name__)
             return f"it takes a {wanted} artifact, and there is a {artifact.kind} one{undone}"
-        if not self._undone:
-            return ""
+        if not self._undone and self.options.record:
+            return ""  # it was checked on the model that an earlier pass made
         prepared = self.prepared
         model = artifact.model if isinstance(artifact, KerasArtifact) else None
         data = shown_data(prepared.data, item)
         try:
             item.check(Setting(model, data, prepared.task, prepared.loss, self.state.recipe))
         except Exception as error:
-            return f"no longer possible{undone}: {error}"
+            return f"not possible{undone or ' without what was left out'}: {error}"
         return ""
 
     # ------------------------------------------------------------------------------ ending early
 
     def _ask_whether_to_stop(self) -> None:
-        if self.options.stop is not None and self.options.stop():
-            raise Stopped("stopped by the `stop` function")
+        if self.options.stop is None:
+            return
+        try:
+            wanted = self.options.stop()
+        except Exception as error:
+            _LOG.exception("the `stop` function raised")
+            raise Stopped(f"ended, as the `stop` function raised {error!r},") from error
+        if wanted:
+            raise Stopped("stopped on request")
 
     def _cancel(
         self, number: int, name: str, item: Pass, before: _Point, interrupt: KeyboardInterrupt
     ) -> None:
-        how = "stopped on request" if isinstance(interrupt, Stopped) else "interrupted"
-        _LOG.warning("the run was %s in step %d, %s; what was finished is kept", how, number, name)
-        self._ended = f"the run was {how} in step {number}, {name}"
-        self.notes.append(f"{self._ended}; what was finished before is kept")
+        how = self._end(interrupt, f"in step {number}, {name}")
         if len(self.rows) == before.rows:
             notes = [how]
             finished = self.stages.get(name)
@@ -362,14 +409,25 @@ class Runner:
             self.rows.append(dataclasses.replace(row, status="cancelled", notes=tuple(notes)))
         self._send("cancelled", number, name)
 
-    def _failure(self, number: int, name: str, error: Exception) -> PassError:
+    def _end(self, interrupt: KeyboardInterrupt, where: str) -> str:
+        """No further pass runs; says why."""
+        how = str(interrupt) if isinstance(interrupt, Stopped) else "interrupted"
+        self.cancelled = True
+        self._ended = f"the run was {how} {where}"
+        self.notes.append(f"{self._ended}; what was finished before is kept")
+        _LOG.warning("%s; what was finished is kept", self._ended)
+        return how
+
+    def _failure(self, number: int, name: str, error: Exception, before: _Point) -> PassError:
         """What failed and where, with everything that was finished."""
         reason = (
             str(error) if isinstance(error, OptkitError) else f"{type(error).__name__}: {error}"
         )
         failure = PassError(f"Step {number}, {name}, failed: {reason}", step=number, pass_name=name)
         failure.report, failure.stages = self.report(), dict(self.stages)
-        failure.artifact = self.state.artifact
+        # What was finished and could not be measured is among the stages, but is not to be trusted.
+        failure.artifact = before.state.artifact
+        self._send("failed", number, name)
         try:
             self.kept.record(failure.report)
         except OptkitError as trouble:  # a full disk, say, which may be what failed
@@ -399,6 +457,7 @@ class Runner:
             seed=derive_seed(self.options.seed, number),
             model=self.model,
             constraints=self.state.constraints,
+            goals=self.options.goals,
             on_epoch=on_epoch,
             watchers=watchers,
         )
@@ -407,10 +466,10 @@ class Runner:
         _LOG.debug("%s: step %d, %s", kind, number, name)
         self.progress.send(kind, number, name, **more)
 
-    def _tell_figures(self, number: int, name: str) -> None:
+    def _tell_figures(self, number: int, name: str, measured: Measured) -> None:
         figures = {
             key: float(value)
-            for key, value in self.latest.figures.to_dict().items()
+            for key, value in measured.figures.to_dict().items()
             if isinstance(value, int | float)
         }
         _LOG.info("step %d, %s: %s", number, name, figures)
@@ -423,6 +482,12 @@ class Runner:
         prepared, options = self.prepared, self.options
         split = prepared.data.report_split
         notes = [*prepared.data.notes, *self.meter.notes, *self.kept.notes, *self.notes]
+        judged = self.baseline.figures.per_class or {}
+        if options.goals.min_class_accuracy is not None and len(judged) < prepared.task.classes:
+            notes.append(
+                f"the goal for every class is judged on {len(judged)} of {prepared.task.classes} "
+                f"classes: the others have no sample in {split.name if split else 'any split'}"
+            )
         if prepared.metric.note:
             notes.append(f"metric: {prepared.metric.note}")
         if split is not None and split.name != "test":

@@ -26,6 +26,7 @@ from typing import IO, Any, Self
 
 import numpy as np
 
+from optkit import _validate
 from optkit.artifact import Artifact, KerasArtifact, TFLiteArtifact
 from optkit.constraint import Constraint, constraints_from_arrays, constraints_to_arrays
 from optkit.errors import ModelError, OptkitError, PipelineError
@@ -138,7 +139,7 @@ class Workdir:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
+        self.path = _validate.path("workdir", path)
         if self.path.exists() and not self.path.is_dir():
             raise PipelineError(
                 f"`workdir` must be a folder; {str(path)!r} is a file. Name another place."
@@ -450,7 +451,7 @@ class Run:
     """
 
     def __init__(self, workdir: str | os.PathLike[str]):
-        self.path = Path(workdir)
+        self.path = _validate.path("workdir", workdir)
         self._read()
 
     def _read(self) -> dict[str, Any]:
@@ -503,7 +504,8 @@ class Run:
         figures = None
         path = _newest_figures(folder)  # of a run that has not ended
         if measure_key is not None:
-            path, _ = _measured_files(folder, measure_key)
+            taken, _ = _measured_files(folder, measure_key)
+            path = taken if taken.is_file() else path
         with contextlib.suppress(_DamageError, KeyError, TypeError):
             if path is not None:
                 figures = Measurement.from_dict(_read_sealed(path)["facts"]["figures"])

@@ -18,25 +18,41 @@ from optkit.testing import digits, small_model
 MEASURE = ok.Measure(latency_seconds=0, memory=False)
 
 
+class Spoil(ok.RewritePass):
+    """Turns the last kernel over, which the goal does not allow."""
+
+    def rewrite(self, model, context):
+        kernel = model.trainable_variables[-2]
+        kernel.assign(-kernel)
+        return model
+
+
 def pipeline() -> ok.Pipeline:
     return ok.Pipeline(
         [
             ok.Augment(rotation=5.0),
             ok.FineTune(2, 1e-2, patience=None),
+            Spoil(),
             ok.LabelSmooth(0.1),
             ok.SWA(2, 1e-3),
             ok.Prune(0.5, 1),
             ok.QuantizeINT8(calibration_samples=50),
         ],
-        goals=ok.Goals(max_accuracy_drop=0.3, max_size_mb=1),
+        goals=ok.Goals(max_accuracy_drop=0.1, max_size_mb=1),
         seed=7,
     )
 
 
 def main(workdir: str, report: str) -> None:
+    import tf_keras
+
+    tf_keras.utils.set_random_seed(0)
+    model, data = small_model(), digits(400)
+    model.compile(tf_keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy")
+    model.fit(*data.train, batch_size=10, epochs=15, verbose=0)
     result = pipeline().run(
-        small_model(),
-        digits(400),
+        model,
+        data,
         workdir=workdir,
         measure=MEASURE,
         progress=lambda event: (

@@ -87,9 +87,17 @@ def test_finished_prefixes_are_shared(trained, data, tmp_path):
         progress=events.append,
         measure=ok.Measure(latency_seconds=0, memory=False),
     )
-    work = [(event.step, event.kind) for event in events if event.kind in ("finished", "reused")]
-    assert work.count((1, "finished")) == 1
-    assert work.count((1, "reused")) == 2  # in the runs without the second and without the third
+    work = [(event.name, event.kind) for event in events if event.kind in ("finished", "reused")]
+    assert work.count(("Bias", "finished")) == 1
+    assert work.count(("Bias", "reused")) == 2  # in the runs without the second, without the third
+    # One baseline, and steps that count on over all runs.
+    assert [event.step for event in events].count(0) == 1
+    steps = [event.step for event in events if event.kind == "measured"]
+    assert steps == sorted(steps)
+    assert {event.steps for event in events} == {5 * 3}
+    assert {event.run for event in events} == {
+        *("nothing", "everything", "without Bias", "without Bias-2", "without Bias-3")
+    }
     assert ok.Run(tmp_path / "run").current_name == "Bias-3"
 
 
@@ -108,17 +116,53 @@ def test_it_reads_as_a_table(ablation):
 
 
 def test_a_stopped_ablation_has_what_was_finished(trained, data):
-    runs = []
+    events = []
 
     def stop():
-        return len([e for e in runs if e.step == 0]) > 3
+        return any(event.run == "without Bias-2" for event in events)
+
+    measure = ok.Measure(latency_seconds=0, memory=False)
+    pipeline = ok.Pipeline([Bias(0), Bias(1), Bias(2)])
+    found = pipeline.ablate(trained, data, stop=stop, progress=events.append, measure=measure)
+    assert found["Bias"].accuracy is not None
+    for name in ("Bias-2", "Bias-3"):
+        assert found[name].accuracy is None
+        assert found[name].note == "the run was ended before this was known"
+    at_once = pipeline.ablate(trained, data, stop=lambda: True, progress=False, measure=measure)
+    assert [row.status for row in at_once.report.rows] == ["cancelled", "skipped", "skipped"]
+    assert all(item.accuracy is None for item in at_once.contributions)
+
+
+def test_an_interrupt_between_two_passes_ends_it(trained, data):
+    def interrupt(event):
+        if event.run == "without Bias" and event.kind == "measured" and event.name == "Bias-2":
+            raise KeyboardInterrupt
 
     found = ok.Pipeline([Bias(0), Bias(1), Bias(2)]).ablate(
-        trained,
-        data,
-        stop=stop,
-        progress=runs.append,
-        measure=ok.Measure(latency_seconds=0, memory=False),
+        trained, data, progress=interrupt, measure=ok.Measure(latency_seconds=0, memory=False)
     )
-    assert found.contributions[0].accuracy is not None
-    assert "ended before this was known" in found.contributions[-1].note
+    assert all(item.accuracy is None for item in found.contributions)
+
+
+def test_a_pass_that_cannot_do_without_another_does_not_end_it(trained, data):
+    class Mark(ok.RewritePass):
+        """Changes the first kernel."""
+
+        def rewrite(self, model, context):
+            model.trainable_variables[0].assign(model.trainable_variables[0] * 1.5)
+            return model
+
+    class Needs(ok.RewritePass):
+        """Works behind a changed kernel only."""
+
+        def rewrite(self, model, context):
+            if np.allclose(model.trainable_variables[0], trained.trainable_variables[0]):
+                raise RuntimeError("the mark is missing")
+            return model
+
+    found = ok.Pipeline([Mark(), Needs()]).ablate(
+        trained, data, measure=ok.Measure(latency_seconds=0, memory=False)
+    )
+    assert "the mark is missing" in found["Mark"].note
+    assert found["Mark"].accuracy is None
+    assert found["Needs"].accuracy == 0.0

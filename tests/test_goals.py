@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -284,7 +285,7 @@ def test_a_pass_that_no_longer_fits_is_skipped_with_the_reason(trained, data):
     )
     assert statuses(result.report) == ["rolled back", "skipped"]
     assert (
-        "no longer possible after Replace was undone: There is no layer"
+        "not possible after Replace was undone: There is no layer"
         in (result.report.rows[1].notes[0])
     )
 
@@ -300,18 +301,77 @@ def test_a_pass_that_no_longer_fits_is_skipped_with_the_reason(trained, data):
             lambda d: ok.Data(test=d.test, calibration=d.train[0]),
             "no `validation` split to check it on",
         ),
-        (
-            {"min_class_accuracy": 0.5},
-            {"metric": "mse"},
-            lambda d: d,
-            "needs the accuracy of each class",
-        ),
+        ({"max_accuracy_drop": 1.5}, {}, lambda d: d, "0.015 is 1.5 points"),
     ],
 )
 def test_goals_that_could_not_be_judged_are_refused(goals, measure, data_of, message, data):
     pipeline = ok.Pipeline([ok.QuantizeINT8()], goals=Goals(**goals))
     with pytest.raises(ok.PipelineError, match=message):
         pipeline.run(small_model(), data_of(data), measure=ok.Measure(**measure))
+
+
+def test_classes_are_judged_whatever_the_metric_is_and_missing_ones_are_named(trained, data):
+    x, y = data.test
+    goals = Goals(min_class_accuracy=0.1)
+    some = ok.Data(train=data.train, validation=data.validation, test=(x[y != 3], y[y != 3]))
+    measure = ok.Measure(metric="mse", latency_seconds=0, memory=False)
+    report = ok.Pipeline([Harm(0.0)], goals=goals).run(trained, some, measure=measure).report
+    assert report.goals[0].figure == min(report.final.per_class.values())
+    assert any("judged on 9 of 10 classes" in note for note in report.notes)
+
+
+def test_classes_need_a_classifier(dense):
+    x = np.zeros((20, 4), "float32")
+    data = ok.Data(train=(x, np.arange(20.0)))
+    pipeline = ok.Pipeline([ok.FineTune(1)], goals=Goals(min_class_accuracy=0.5))
+    with pytest.raises(ok.PipelineError, match="needs classes, and the task is a regression"):
+        pipeline.run(dense(1, "linear"), data)
+
+
+def test_an_undone_pass_leaves_nothing_in_the_recipe(trained, data):
+    seen = []
+
+    class Amends(Harm):
+        """Harms, and sets a loss for later training."""
+
+        def apply(self, state, context):
+            state = super().apply(state, context)
+            return dataclasses.replace(state, recipe=state.recipe.amended(loss="mse"))
+
+    class Looks(ok.TrainPass):
+        """Notes what it would train by."""
+
+        def train(self, model, recipe, context):
+            seen.append((recipe.loss, recipe.smooth is not None, context.goals.max_accuracy_drop))
+            return model
+
+    passes = [ok.LabelSmooth(), Amends(), Looks()]
+    result = ok.Pipeline(passes, goals=Goals(max_accuracy_drop=0.02)).run(
+        trained, data, measure=QUICK
+    )
+    assert statuses(result.report) == ["recipe", "rolled back", "ok"]
+    assert seen == [(None, True, 0.02)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: config["goals"].update(min_beauty=1),
+        lambda config: config.update(goals=[1]),
+        lambda config: config.update(goal={}),
+        lambda config: config["passes"][0].pop("config"),
+        lambda config: config["passes"][0]["config"].update(epoch=3),
+        lambda config: config.pop("passes"),
+    ],
+)
+def test_a_file_that_is_no_pipeline_is_refused(tmp_path, change):
+    path = tmp_path / "pipeline.json"
+    ok.Pipeline([ok.FineTune()], goals=Goals(max_size_mb=2)).to_json(path)
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+    with pytest.raises(ok.PipelineError):
+        ok.Pipeline.from_json(path)
 
 
 def test_settings_are_checked_and_survive_a_file(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 import subprocess
 import sys
@@ -196,10 +197,10 @@ def test_other_code_of_a_custom_pass_is_noticed(tmp_path, monkeypatch):
 def test_streams_are_reused_by_the_users_fingerprint_alone(tmp_path):
     import tensorflow as tf
 
-    def run(fingerprint):
+    def run(fingerprint, batch=20, steps=None):
         x, y = digits(200).train
-        stream = tf.data.Dataset.from_tensor_slices((x, y)).batch(20)
-        data = ok.Data(train=stream, test=digits(200).test, fingerprint=fingerprint)
+        stream = tf.data.Dataset.from_tensor_slices((x, y)).batch(batch)
+        data = ok.Data(train=stream, test=digits(200).test, fingerprint=fingerprint, steps=steps)
         events = []
         result = ok.Pipeline([ok.FineTune(1, patience=None)]).run(
             small_model(),
@@ -216,6 +217,8 @@ def test_streams_are_reused_by_the_users_fingerprint_alone(tmp_path):
     assert "`train` is a stream without a fingerprint" in notes
     assert run({"train": "v1"})[0] == "finished"
     assert run({"train": "v1"})[0] == "reused"
+    assert run({"train": "v1"}, batch=10)[0] == "finished"
+    assert run({"train": "v1"}, steps={"train": 2})[0] == "finished"
     assert run({"train": "v2"})[0] == "finished"
 
 
@@ -249,7 +252,10 @@ def undisturbed(tmp_path_factory):
     """The report of the run that is killed elsewhere, and how long it takes from its first line."""
     folder = tmp_path_factory.mktemp("undisturbed")
     seconds = _run_script(folder / "run", folder / "report.json")
-    return json.loads((folder / "report.json").read_text()), seconds, folder
+    report = json.loads((folder / "report.json").read_text())
+    statuses = {row["name"]: row["status"] for row in report["rows"]}
+    assert (statuses["Spoil"], statuses["QuantizeINT8"]) == ("rolled back", "ok")
+    return report, seconds, folder
 
 
 def _run_script(workdir, report, kill_after=None):
@@ -328,6 +334,91 @@ def test_a_run_that_is_stopped_keeps_what_is_finished(tmp_path):
     events = []
     shorter.run(model, data, workdir=tmp_path / "run", measure=QUICK, progress=events.append)
     assert kinds(events, "FineTune")[1] == "reused"
+
+
+def test_what_breaks_the_goal_is_undone_although_the_run_is_interrupted(trained, data):
+    def interrupt(event):
+        if event.kind == "measured" and event.name == "Scale":
+            raise KeyboardInterrupt
+
+    goals = ok.Goals(max_accuracy_drop=0.05)
+    result = ok.Pipeline([Scale(-1.0), ok.BNReestimate()], goals=goals).run(
+        trained, data, progress=interrupt, measure=QUICK
+    )
+    assert [row.status for row in result.report.rows] == ["rolled back", "skipped"]
+    assert result.report.final == result.report.baseline
+
+
+def test_a_progress_function_that_raises_does_not_end_the_run(data, caplog):
+    calls = []
+
+    def progress(event):
+        calls.append(event)
+        raise ValueError("from the progress function")
+
+    result = ok.Pipeline([ok.BNReestimate()]).run(
+        small_model(), data, progress=progress, measure=QUICK
+    )
+    assert [row.status for row in result.report.rows] == ["ok"]
+    assert len(calls) == 1
+    assert "is not called any more" in caplog.text
+
+
+def test_a_stop_function_that_raises_ends_the_run_and_says_so(data):
+    def stop():
+        raise ValueError("from the stop function")
+
+    result = ok.Pipeline([ok.BNReestimate()]).run(small_model(), data, stop=stop, measure=QUICK)
+    assert [row.status for row in result.report.rows] == ["cancelled"]
+    assert "from the stop function" in result.report.rows[0].notes[0]
+
+
+def test_a_run_that_ends_in_training_leaves_no_profiler_behind(tmp_path, data):
+    import tensorflow as tf
+
+    batches = []
+
+    def stop():
+        batches.append(1)
+        return len(batches) > 6  # while the profile is taken
+
+    result = ok.Pipeline([ok.FineTune(3, patience=None)]).run(
+        small_model(), data, stop=stop, tensorboard=tmp_path, measure=QUICK
+    )
+    assert [row.status for row in result.report.rows] == ["cancelled"]
+    with pytest.raises(tf.errors.UnavailableError):  # there is none to stop
+        tf.profiler.experimental.stop()
+
+
+def test_the_last_good_artifact_is_one_that_was_measured(trained, data):
+    passes = [ok.BNReestimate(), Scale(float("nan"))]
+    with pytest.raises(ok.PassError, match="NaN or infinite") as caught:
+        ok.Pipeline(passes).run(trained, data, measure=QUICK)
+    error = caught.value
+    assert error.artifact is error.stages["BNReestimate"]
+    again = pickle.loads(pickle.dumps(error.artifact))
+    x, _ = data.test
+    np.testing.assert_array_equal(again.predict(x), error.artifact.predict(x))
+
+
+def test_a_stage_of_a_pass_that_asks_for_the_goals_depends_on_them(trained, data, tmp_path):
+    class Asks(ok.RewritePass):
+        """Looks at the goals."""
+
+        def rewrite(self, model, context):
+            context.note(f"limit {context.goals.max_size_mb}")
+            return model
+
+    def run(limit):
+        events = []
+        ok.Pipeline([Asks(), ok.BNReestimate()], goals=ok.Goals(max_size_mb=limit)).run(
+            trained, data, workdir=tmp_path / "run", measure=QUICK, progress=events.append
+        )
+        return [event.name for event in events if event.kind == "finished"]
+
+    assert run(1) == ["Asks", "BNReestimate"]
+    assert run(1) == []
+    assert run(2) == ["Asks"]
 
 
 @pytest.mark.parametrize("kind", ["started", "epoch", "finished", "measured"])

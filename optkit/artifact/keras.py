@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import shutil
+import tempfile
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -72,6 +73,13 @@ class KerasArtifact(Artifact):
             return np.zeros((0, *[d or 0 for d in signature(self._model).outputs[0].shape[1:]]))
         outputs = np.concatenate(parts)
         return outputs.astype(np.float32, copy=False) if outputs.dtype != np.float64 else outputs
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As its file: compiled functions cannot travel, and are made anew.
+        with tempfile.TemporaryDirectory(prefix="optkit-") as folder:
+            path = Path(folder) / f"model{self.suffix}"
+            self._write(path)
+            return _from_file, (path.read_bytes(),)
 
     def _write(self, path: Path) -> None:
         # A compiled model would take its optimizer's state, twice the size of the weights, along.
@@ -141,6 +149,14 @@ def _describe(layer: Any, name: str, counted: set[int]) -> Layer:
         sparsity=float(1 - sum(np.count_nonzero(k) for k in kernels) / total) if total else None,
         dtype=values.most_common(1)[0][0] if values else None,
     )
+
+
+def _from_file(content: bytes) -> KerasArtifact:
+    """The artifact whose file has this content."""
+    with tempfile.TemporaryDirectory(prefix="optkit-") as folder:
+        path = Path(folder) / f"model{KerasArtifact.suffix}"
+        path.write_bytes(content)
+        return KerasArtifact(tf_keras().models.load_model(path, compile=False))
 
 
 def _undate(path: Path) -> None:

@@ -105,6 +105,9 @@ class TFLiteArtifact(Artifact):
                 f"(length {len(self._content)})."
             )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._content,)  # an interpreter cannot travel, and is made anew
+
     @property
     def content(self) -> bytes:
         """The bytes of the file."""

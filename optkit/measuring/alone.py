@@ -126,6 +126,12 @@ def measure(
             "`measure` must be an `optkit.Measure`, such as `Measure(threads=2)`. Received: "
             f"{measure!r} (of type {type(measure).__name__})."
         )
+    if settings.baseline_runtime is not None:
+        raise PipelineError(
+            "`Measure(baseline_runtime=…)` is for `Pipeline.run`. Here, give the converted model as "
+            "`baseline`. Received: "
+            f"{settings!r}."
+        )
     with isolated(0):
         subject = _as_artifact("artifact", artifact)
         other = None if baseline is None else _as_artifact("baseline", baseline)

@@ -40,6 +40,7 @@ class Measured:
         validation_change: Its change against the baseline; ``None`` for the baseline.
         validation_change_ci: The interval of the change, paired by sample.
         notes: What could not be measured, and why.
+        missing: What could not be measured for a reason that may be gone the next time.
         scores: The metric sample by sample; ``None`` without a split to report.
         validation_scores: The same on ``validation``.
     """
@@ -50,6 +51,7 @@ class Measured:
     validation_change: float | None = None
     validation_change_ci: Interval | None = None
     notes: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
     scores: Scores | None = None
     validation_scores: Scores | None = None
 
@@ -62,6 +64,7 @@ class Measured:
             "validation_change": self.validation_change,
             "validation_change_ci": self.validation_change_ci,
             "notes": list(self.notes),
+            "missing": list(self.missing),
             "one_split": self.scores is self.validation_scores,
         }
         arrays: dict[str, np.ndarray] = {}
@@ -96,6 +99,7 @@ class Measured:
             validation_change=values["validation_change"],
             validation_change_ci=_interval(values["validation_change_ci"]),
             notes=tuple(values["notes"]),
+            missing=tuple(values["missing"]),
             scores=reported,
             validation_scores=reported if values["one_split"] else scores("validation_scores"),
         )
@@ -234,8 +238,10 @@ class Meter:
             if before is not None and before.validation_scores is not None:
                 moved = self._change(before.validation_scores, decided, decisive, notes)
         self._stages += 1
+        missing: list[str] = []
         if self._process is not None:
-            notes += self._run_elsewhere(self._process, artifact, figures, against)
+            said, missing = self._run_elsewhere(self._process, artifact, figures, against)
+            notes += said
         measured = Measured(
             figures=Measurement(**figures),
             comparison=Comparison(**against),
@@ -243,6 +249,7 @@ class Meter:
             validation_change=moved[0],
             validation_change_ci=moved[1],
             notes=tuple(notes),
+            missing=tuple(missing),
             scores=scores,
             validation_scores=decided,
         )
@@ -307,8 +314,12 @@ class Meter:
         artifact: Artifact,
         figures: dict[str, Any],
         against: dict[str, Any],
-    ) -> list[str]:
-        """Memory, latency and throughput, in processes of their own; what failed, in words."""
+    ) -> tuple[list[str], list[str]]:
+        """Memory, latency and throughput, in processes of their own.
+
+        Returns:
+            What failed and why, in words; and what of it may go well another time.
+        """
         settings = self.settings
         is_baseline = self._baseline is None
         key = _BASELINE if is_baseline else f"stage-{self._stages}"
@@ -353,7 +364,9 @@ class Meter:
         notes = [f"{' and '.join(what)} not measured: {why}" for why, what in failures.items()]
         for note in notes:
             _LOG.warning("%s", note)
-        return notes
+        lasting = str(trouble) if isinstance(trouble, DoesNotFitError) else None
+        missing = [name for why, what in failures.items() if why != lasting for name in what]
+        return notes, missing
 
     def _time(
         self,

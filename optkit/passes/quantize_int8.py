@@ -12,7 +12,7 @@ from optkit.base import ConvertPass
 from optkit.context import Context, Setting
 from optkit.convert import convert_to_tflite
 from optkit.data import Split
-from optkit.errors import OptkitError, PipelineError
+from optkit.errors import PipelineError
 from optkit.models import recurrent_layers, signature
 
 __all__ = ["QuantizeINT8", "agreement"]
@@ -110,20 +110,11 @@ class QuantizeINT8(ConvertPass):
                     for leaf, info in zip(leaves, infos, strict=True)
                 ]
 
-        try:
-            content = convert_to_tflite(
-                artifact.model,
-                representative=samples,
-                io="int8" if self.io == "int8" else "float32",
-            )
-        except OptkitError:
-            raise
-        except Exception as error:
-            first = next((line for line in str(error).splitlines() if line.strip()), repr(error))
-            raise OptkitError(
-                "TensorFlow's converter cannot make a full-integer file of this model. Its first "
-                f"words: {first[:300]}"
-            ) from error
+        content = convert_to_tflite(
+            artifact.model,
+            representative=samples,
+            io="int8" if self.io == "int8" else "float32",
+        )
         converted = TFLiteArtifact(content)
         source = "" if split.name == "calibration" else f", drawn from {split.name}"
         context.note(f"calibrated on {drawn} samples{source}")
