@@ -27,6 +27,7 @@ from optkit.result import Result
 from optkit.run import Runner
 from optkit.runtime import derive_seed, isolated
 from optkit.serialize import from_plain, readable, to_plain
+from optkit.tensorboard import check_installed
 from optkit.workdir import Workdir
 
 if TYPE_CHECKING:
@@ -357,6 +358,8 @@ class Pipeline:
             raise ArgumentTypeError(
                 f"`stop` must be a function without arguments. Received: {stop!r}."
             )
+        if tensorboard is not None:
+            check_installed()
         goals, measure = self.goals or Goals(), measure or Measure()
         if goals.min_throughput is not None and measure.callers is None:
             measure = dataclasses.replace(measure, callers=1)

@@ -1,19 +1,35 @@
 """Logging a run to TensorBoard: curves and a profile of every training, figures of every stage.
 
-The files are written by TensorFlow itself; to look at them, install and start ``tensorboard``.
+The files are written by TensorFlow, with parts of the package ``tensorboard`` (``optkit[tensorboard]``),
+which also shows them.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
+from optkit.errors import PipelineError
 from optkit.runtime import tensorflow, tf_keras
 
-__all__ = ["callback", "write_figures"]
+__all__ = ["callback", "check_installed", "write_figures"]
 
 # The first batches trace and compile; these show how training goes on.
 _PROFILED_BATCHES = (3, 8)
+
+
+def check_installed() -> None:
+    """Refuses a run that could not be logged.
+
+    Raises:
+        PipelineError: If ``tensorboard``, whose parts TensorFlow writes with, is missing.
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        raise PipelineError(
+            "`tensorboard=…` needs the package tensorboard, which is not installed: "
+            "`pip install optkit[tensorboard]`."
+        )
 
 
 def callback(folder: Path, number: int, name: str, training: int) -> Any:

@@ -516,6 +516,20 @@ def scalars(folder):
     return {tag: [v for _, v in sorted(values)] for tag, values in found.items()}
 
 
+def test_without_tensorboard_the_error_names_the_extra(data):
+    script = (
+        "import sys; sys.modules['tensorboard'] = None\n"
+        "import importlib.util\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda n, *a: None if n == 'tensorboard' else find(n, *a)\n"
+        "import optkit as ok\n"
+        "from optkit.testing import digits, small_model\n"
+        "ok.Pipeline([ok.BNReestimate()]).run(small_model(), digits(200), tensorboard='logs')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "pip install optkit[tensorboard]" in done.stderr.splitlines()[-1]
+
+
 def test_tensorboard_gets_the_figures_and_a_profile(tmp_path, data):
     result = ok.Pipeline(
         [ok.LabelSmooth(), ok.FineTune(3, 1e-3, patience=3), ok.BNReestimate()]
