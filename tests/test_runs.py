@@ -526,7 +526,9 @@ def test_without_tensorboard_the_error_names_the_extra(data):
         "from optkit.testing import digits, small_model\n"
         "ok.Pipeline([ok.BNReestimate()]).run(small_model(), digits(200), tensorboard='logs')\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
     assert "pip install optkit[tensorboard]" in done.stderr.splitlines()[-1]
 
 
