@@ -192,7 +192,7 @@ class Pipeline:
         """
         try:
             config = json.loads(Path(path).read_text("utf-8"))
-            config.pop("optkit")
+            config.pop("optkit", None)
             for item in config["passes"]:
                 item["config"] = {k: from_plain(k, value) for k, value in item["config"].items()}
             config["loss"] = from_plain("loss", config.get("loss"))

@@ -425,8 +425,9 @@ class Runner:
         )
         failure = PassError(f"Step {number}, {name}, failed: {reason}", step=number, pass_name=name)
         failure.report, failure.stages = self.report(), dict(self.stages)
-        # What was finished and could not be measured is among the stages, but is not to be trusted.
-        failure.artifact = before.state.artifact
+        # An artifact that gives no sound outputs is among the stages, but not the last good one.
+        unsound = isinstance(error, ModelError)
+        failure.artifact = (before.state if unsound else self.state).artifact
         self._send("failed", number, name)
         try:
             self.kept.record(failure.report)
