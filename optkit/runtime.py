@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["derive_seed", "isolated", "tensorflow", "tf_keras", "tfmot"]
+__all__ = ["derive_seed", "isolated", "keras", "tensorflow", "tf_keras", "tfmot"]
 
 # Training needs TensorFlow's global seed, and timing needs a quiet process: one run at a time.
 _LOCK = threading.RLock()
@@ -40,6 +40,13 @@ def tf_keras() -> Any:
     if not hasattr(saving_lib._SAVING_V3_ENABLED, "value"):
         saving_lib._SAVING_V3_ENABLED.value = True
     return tf_keras
+
+
+def keras() -> Any:
+    """The ``keras`` module: Keras 3, which tells of models that users bring and take away."""
+    import keras
+
+    return keras
 
 
 def tfmot() -> Any:
