@@ -5,6 +5,7 @@ Nothing here trains or changes the model it is given.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,15 +21,21 @@ __all__ = [
     "check_treatable",
     "clone",
     "compile_like",
+    "compiled_loss_weights",
     "compiled_metrics",
+    "copy_learned_state",
     "final_activation",
     "flat_copy",
     "is_batch_norm",
     "is_compiled",
+    "is_graph",
+    "layers_by_path",
     "mixed_precision_layers",
     "nested_models",
+    "output_names",
     "recurrent_layers",
     "signature",
+    "sublayers",
     "variables_by_path",
     "walk_layers",
 ]
@@ -63,7 +70,7 @@ def check_treatable(model: Any) -> None:
 
     Raises:
         ModelError: For what is no Keras model, a Keras 3 model, a subclassed model, a model that
-            is not built, and a model with several outputs.
+            is not built, and a model with ragged inputs.
     """
     keras = tf_keras()
     if not isinstance(model, keras.Model):
@@ -98,14 +105,23 @@ def check_treatable(model: Any) -> None:
                 f"`{name}()`; optkit would train it without. Take its graph alone: "
                 "`tf_keras.Model(model.inputs, model.outputs)`."
             )
-    if len(model.outputs) != 1:
-        names = ", ".join(model.output_names)
+    ragged = [info.name for info in _ragged_inputs(model)]
+    if ragged:
         raise ModelError(
-            f"Model {model.name!r} has {len(model.outputs)} outputs ({names}); optkit treats "
-            "models with one output so far. Make a model of the output that counts: "
-            "`tf_keras.Model(model.inputs, model.outputs[0])`."
+            f"Inputs {', '.join(ragged)} of model {model.name!r} are ragged, and optkit gives "
+            "models dense batches: what such a model makes of padding is not what it makes of "
+            "ragged rows. Build it with dense inputs, and a mask (`mask_zero=True`, `Masking`) "
+            "where padding must not count."
         )
-    stateful = [layer.name for layer in walk_layers(model) if getattr(layer, "stateful", False)]
+    added = [kind for kind in ("AddLoss", "AddMetric") if _holds(model, kind)]
+    if added:
+        call = {"AddLoss": "add_loss", "AddMetric": "add_metric"}[added[0]]
+        raise ModelError(
+            f"Model {model.name!r} was given something by `model.{call}(…)`, which hangs beside its "
+            f"outputs and would be left out of training. Call `self.{call}(…)` within the `call` "
+            "of a layer of your own instead, or leave it out."
+        )
+    stateful = [layer.name for layer in sublayers(model) if getattr(layer, "stateful", False)]
     if stateful:
         raise ModelError(
             f"Layers {', '.join(stateful)} of model {model.name!r} are stateful: what they predict "
@@ -122,18 +138,89 @@ def signature(model: Any) -> Signature:
 
     return Signature(
         tuple(info(*pair) for pair in zip(model.input_names, model.inputs, strict=True)),
-        tuple(info(*pair) for pair in zip(model.output_names, model.outputs, strict=True)),
+        tuple(info(*pair) for pair in zip(output_names(model), model.outputs, strict=True)),
+    )
+
+
+def output_names(model: Any) -> tuple[str, ...]:
+    """The names of the outputs, in the order of ``model.outputs``.
+
+    Where the model gives a dict these are its keys, by which losses, metrics and targets go;
+    otherwise the names of the layers that the outputs come from.
+    """
+    nested = getattr(model, "_nested_outputs", None)
+    if isinstance(nested, dict) and len(nested) == len(model.outputs):
+        return tuple(sorted(nested))  # the order in which TensorFlow flattens dicts
+    return tuple(model.output_names)
+
+
+def _ragged_inputs(model: Any) -> Iterator[TensorInfo]:
+    """The inputs that take ragged tensors."""
+    ragged = tensorflow().RaggedTensorSpec
+    for info, tensor in zip(signature(model).inputs, model.inputs, strict=True):
+        if isinstance(getattr(tensor, "type_spec", None), ragged):
+            yield info
+
+
+def _holds(model: Any, kind: str) -> bool:
+    """Whether a layer of some class, which Keras does not export, is in the model."""
+    return any(type(layer).__name__ == kind for layer in walk_layers(model))
+
+
+def is_graph(layer: Any) -> bool:
+    """Whether it is a model whose layers are wired in a graph, not in Python code of its own."""
+    keras = tf_keras()
+    return (
+        isinstance(layer, keras.Model)
+        and getattr(layer, "_is_graph_network", False)
+        and type(layer).call.__module__.partition(".")[0] == "tf_keras"
     )
 
 
 def walk_layers(model: Any) -> Iterator[Any]:
-    """Every layer, those of models within models included (the inner models themselves not)."""
+    """Every layer, those of models within models included (the inner models themselves not).
+
+    A subclassed model is a model like others here: its layers are those that it holds.
+    """
     keras = tf_keras()
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             yield from walk_layers(layer)
         else:
             yield layer
+
+
+def sublayers(model: Any) -> Iterator[Any]:
+    """Every layer once, those that a layer is built of included (the cell of a GRU, for one)."""
+    seen: set[int] = set()
+    for layer in model._flatten_layers(include_self=False):
+        if id(layer) not in seen:
+            seen.add(id(layer))
+            yield layer
+
+
+def layers_by_path(model: Any) -> dict[str, Any]:
+    """The layers under the paths that `variables_by_path` gives to their variables.
+
+    A layer of a model within the model is called ``"inner/layer"``; one that is used in several
+    places is listed once.
+    """
+    keras = tf_keras()
+    found: dict[str, Any] = {}
+    seen: set[int] = set()
+
+    def visit(part: Any, prefix: str) -> None:
+        for layer in part.layers:
+            if id(layer) in seen:
+                continue
+            seen.add(id(layer))
+            if isinstance(layer, keras.Model):
+                visit(layer, f"{prefix}{layer.name}/")
+            else:
+                found[prefix + layer.name] = layer
+
+    visit(model, "")
+    return found
 
 
 def nested_models(model: Any) -> tuple[str, ...]:
@@ -147,11 +234,12 @@ def recurrent_layers(model: Any) -> tuple[str, ...]:
     keras = tf_keras()
 
     def loops(layer: Any) -> bool:
-        if isinstance(layer, keras.layers.Wrapper):
-            return loops(layer.layer)
-        return isinstance(layer, keras.layers.RNN) and not layer.unroll
+        return any(
+            isinstance(part, keras.layers.RNN) and not getattr(part, "unroll", False)
+            for part in layer._flatten_layers()
+        )
 
-    return tuple(layer.name for layer in walk_layers(model) if loops(layer))
+    return tuple(dict.fromkeys(layer.name for layer in walk_layers(model) if loops(layer)))
 
 
 def mixed_precision_layers(model: Any) -> tuple[str, ...]:
@@ -159,7 +247,10 @@ def mixed_precision_layers(model: Any) -> tuple[str, ...]:
     return tuple(
         layer.name
         for layer in walk_layers(model)
-        if getattr(layer, "compute_dtype", None) in ("float16", "bfloat16")
+        if any(
+            getattr(part, "compute_dtype", None) in ("float16", "bfloat16")
+            for part in layer._flatten_layers()
+        )
     )
 
 
@@ -170,8 +261,8 @@ def is_batch_norm(layer: Any) -> bool:
 
 
 def batch_norms(model: Any) -> tuple[Any, ...]:
-    """The batch-normalization layers."""
-    return tuple(layer for layer in walk_layers(model) if is_batch_norm(layer))
+    """The batch-normalization layers, those within layers included."""
+    return tuple(layer for layer in sublayers(model) if is_batch_norm(layer))
 
 
 def variables_by_path(model: Any) -> dict[str, Any]:
@@ -185,33 +276,59 @@ def variables_by_path(model: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     seen: set[int] = set()  # a layer that is used in several places has its path in the first
 
-    def visit(layers: Sequence[Any], prefix: str) -> None:
-        for layer in layers:
+    def put(variable: Any, owner: str, prefix: str) -> None:
+        if id(variable) in seen:
+            return
+        seen.add(id(variable))
+        path = f"{prefix}{owner}/{_leaf(variable, owner)}"
+        unique, number = path, 2
+        while unique in found:
+            unique, number = f"{path}_{number}", number + 1
+        found[unique] = variable
+
+    def visit(part: Any, prefix: str) -> None:
+        for layer in part.layers:
             if layer.name.startswith(_PRUNING_PREFIX) and hasattr(layer, "layer"):
                 layer = layer.layer
             if isinstance(layer, keras.Model):
-                visit(layer.layers, f"{prefix}{layer.name}/")
+                visit(layer, f"{prefix}{layer.name}/")
                 continue
-            for variable in layer.weights:
-                if id(variable) in seen:
-                    continue
-                seen.add(id(variable))
-                leaf = variable.name.split(":")[0]
-                # A Keras variable is called "layer/kernel"; a copy of a layer may keep the scope
-                # of its first life, so only what follows the layer's own name counts.
-                _, found_name, rest = leaf.rpartition(f"{layer.name}/")
-                leaf = rest if found_name else leaf.rpartition("/")[2]
-                path, number = f"{prefix}{layer.name}/{leaf}", 2
-                while path in found:
-                    path, number = f"{prefix}{layer.name}/{leaf}_{number}", number + 1
-                found[path] = variable
+            for variable in _own_weights(layer):
+                put(variable, layer.name, prefix)
+        # What a model holds beside its layers, which few do.
+        for variable in (*part._trainable_weights, *part._non_trainable_weights):
+            put(variable, part.name, prefix)
 
-    visit(model.layers, "")
+    visit(model, "")
     return found
+
+
+def _own_weights(layer: Any) -> Iterator[Any]:
+    """The weights of a layer, in an order that its `trainable` flags do not change."""
+    for part in layer._flatten_layers():
+        yield from part._trainable_weights
+        yield from part._non_trainable_weights
+    yield from layer.weights  # those that a layer lists in its own way
+
+
+def _leaf(variable: Any, owner: str) -> str:
+    """The name of a variable within its layer, such as ``"kernel"`` or ``"cell/kernel"``."""
+    leaf = str(variable.name).partition(":")[0]
+    # A Keras variable is called "layer/kernel"; a copy of a layer may keep the scope of its first
+    # life, so only what follows the layer's own name counts.
+    _, found_name, rest = leaf.rpartition(f"{owner}/")
+    leaf = rest if found_name else leaf.rpartition("/")[2]
+    # Layers that a layer makes for itself are numbered through the whole process ("dense_7"), so
+    # that their numbers are others in each copy.
+    *scopes, last = leaf.split("/")
+    return "/".join([*(re.sub(r"_\d+$", "", scope) for scope in scopes), last])
 
 
 def clone(model: Any, replace: Any = None) -> Any:
     """A copy with weights of its own: same architecture, names, values and `trainable` flags.
+
+    Layers are rebuilt from their configurations; so are subclassed models within the model, whose
+    layers `replace` does not see. What preprocessing layers have learned comes along.
 
     Args:
         model: A built functional or Sequential tf_keras model.
@@ -227,9 +344,9 @@ def clone(model: Any, replace: Any = None) -> Any:
 
     def copy_layer(layer: Any) -> Any:
         if id(layer) not in copied:
-            if isinstance(layer, keras.Model):
+            if is_graph(layer):
                 fresh = keras.models.clone_model(layer, clone_function=copy_layer)
-            elif replace is None:
+            elif replace is None or isinstance(layer, keras.Model):
                 fresh = type(layer).from_config(layer.get_config())
             else:
                 fresh = replace(layer)
@@ -261,9 +378,27 @@ def _copy_state(source: Any, target: Any) -> None:
             "weights. `get_config()` of its custom layers must say all that `build()` depends on."
         )
     target.set_weights(source.get_weights())
-    for layer in walk_layers(target):
-        if hasattr(layer, "finalize_state"):  # Normalization keeps tensors made from its weights
-            layer.finalize_state()
+    for old, new in zip(sublayers(source), sublayers(target), strict=True):
+        copy_learned_state(old, new)
+
+
+def copy_learned_state(old: Any, new: Any) -> None:
+    """Brings over what a preprocessing layer has learned and keeps outside of its weights."""
+    layers = tf_keras().layers
+    if isinstance(old, layers.TextVectorization):
+        return  # a lookup layer within holds it
+    if isinstance(old, layers.Discretization):
+        if new.bin_boundaries is None:
+            new.bin_boundaries = old.bin_boundaries
+    elif hasattr(old, "set_vocabulary"):  # lookups, whose base class Keras does not export
+        if not new.input_vocabulary and old.vocabulary_size() > new.vocabulary_size():
+            words = old.get_vocabulary(include_special_tokens=False)
+            weights = old.idf_weights.numpy() if old.output_mode == "tf_idf" else None
+            # Those of the words alone; the first are for words that are in no vocabulary.
+            own = None if weights is None else weights[-len(words) :]
+            new.set_vocabulary(words, idf_weights=own)
+    elif hasattr(old, "finalize_state"):  # Normalization keeps tensors made from its weights
+        new.finalize_state()
 
 
 def _pairs(old: Any, new: Any) -> Iterator[tuple[Any, Any]]:
@@ -283,16 +418,16 @@ def flat_copy(model: Any, inputs: Any) -> Any:
     """Applies copies of a model's layers to other symbolic inputs; models within it are opened.
 
     Args:
-        model: A built functional or Sequential tf_keras model with one output.
+        model: A built functional or Sequential tf_keras model.
         inputs: The Keras tensors to apply it to, in the order of the model's inputs.
 
     Returns:
-        The output tensor and the copied layers. The layers carry the weights of the originals.
+        The output tensor (of several outputs a list) and the copied layers. The layers carry the
+        weights of the originals.
     """
-    keras = tf_keras()
     copied = clone(model)
 
-    def apply(part: Any, tensors: Sequence[Any]) -> Any:
+    def apply(part: Any, tensors: Sequence[Any], training: Any = None) -> list[Any]:
         uses = part._tensor_usage_count
         # Keras takes a tensor from its list each time a layer uses it; the output is one more use.
         values: dict[str, list[Any]] = {}
@@ -307,22 +442,31 @@ def flat_copy(model: Any, inputs: Any) -> Any:
                 if node.is_input:
                     continue
                 arguments, keywords = node.map_arguments(values)
-                if isinstance(node.layer, keras.Model):
-                    result = apply(node.layer, tensorflow().nest.flatten(arguments))
+                if training is not None and node.layer._expects_training_arg:
+                    # The mode that a model within was called in is that of its layers.
+                    keywords = {"training": training, **keywords}
+                if is_graph(node.layer):
+                    flat_arguments = tensorflow().nest.flatten(arguments)
+                    result = apply(node.layer, flat_arguments, keywords.get("training"))
                 else:
                     result = node.layer(*arguments, **keywords)
-                flat = result if isinstance(result, list | tuple) else [result]
+                flat = tensorflow().nest.flatten(result)
                 for key, tensor in zip(node.flat_output_ids, flat, strict=True):
                     put(key, tensor)
-        return values[str(id(part.outputs[0]))][0]
+        return [values[str(id(output))][0] for output in part.outputs]
 
-    return apply(copied, inputs), tuple(walk_layers(copied))
+    outputs = apply(copied, inputs)
+    return outputs[0] if len(outputs) == 1 else outputs, tuple(walk_layers(copied))
 
 
-def final_activation(model: Any) -> str:
-    """The activation that the output goes through: ``"softmax"``, ``"sigmoid"``, ``"linear"``, ….
+def final_activation(model: Any, output: int = 0) -> str:
+    """The activation that an output goes through: ``"softmax"``, ``"sigmoid"``, ``"linear"``, ….
 
     Layers that only rearrange or drop values are looked through.
+
+    Args:
+        model: A built functional or Sequential tf_keras model.
+        output: Number of the output in ``model.outputs``.
     """
     keras = tf_keras()
     passive = (
@@ -331,12 +475,12 @@ def final_activation(model: Any) -> str:
         keras.layers.Dropout,
         keras.layers.Permute,
     )
-    tensor = model.outputs[0]
+    tensor = model.outputs[output]
     while True:
         node = tensor.node
         layer = node.layer
-        if isinstance(layer, keras.Model):
-            tensor = layer.outputs[0]
+        if is_graph(layer):
+            tensor = layer.outputs[tensor._keras_history.tensor_index]
             continue
         activation = getattr(layer, "activation", None)
         name = getattr(activation, "__name__", None)
@@ -369,9 +513,19 @@ def _compile_settings(model: Any) -> dict[str, Any]:
     return dict(settings.config) if settings is not None else {}
 
 
-def compiled_metrics(model: Any) -> tuple[Any, ...]:
-    """What the caller passed to ``compile(metrics=…)``, flattened."""
-    metrics = _compile_settings(model).get("metrics")
+def compiled_metrics(
+    model: Any, output: str | None = None, *, weighted: bool = False
+) -> tuple[Any, ...]:
+    """What the caller passed to ``compile(metrics=…)``, flattened.
+
+    Args:
+        model: A tf_keras model.
+        output: Name of an output, for what is of it; ``None`` for all.
+        weighted: Whether to look at ``compile(weighted_metrics=…)`` instead.
+    """
+    metrics = _compile_settings(model).get("weighted_metrics" if weighted else "metrics")
+    if output is not None:
+        metrics = _of_output(metrics, output_names(model).index(output), output)
     flat: list[Any] = []
 
     def visit(item: Any) -> None:
@@ -386,6 +540,22 @@ def compiled_metrics(model: Any) -> tuple[Any, ...]:
 
     visit(metrics)
     return tuple(flat)
+
+
+def _of_output(metrics: Any, place: int, name: str) -> Any:
+    """What is of one output: a flat list is of all of them, a nested one has an item for each."""
+    if isinstance(metrics, dict):
+        return metrics.get(name)
+    if isinstance(metrics, list | tuple) and any(
+        isinstance(item, list | tuple | dict) for item in metrics
+    ):
+        return metrics[place] if place < len(metrics) else None
+    return metrics
+
+
+def compiled_loss_weights(model: Any) -> Any:
+    """What the caller passed to ``compile(loss_weights=…)``; ``None`` for nothing."""
+    return _compile_settings(model).get("loss_weights")
 
 
 def compile_like(model: Any, source: Any) -> None:
