@@ -444,6 +444,19 @@ def test_the_schedule_updates_on_its_last_step(steps):
     assert (schedule.end - schedule.begin) / schedule.frequency <= 50
 
 
+def test_sparsity_grows_as_that_of_tfmot():
+    from optkit.runtime import tfmot
+
+    schedule = pruning_schedule(400)
+    reference = tfmot().sparsity.keras.PolynomialDecay(
+        0.0, 0.8, schedule.begin, schedule.end, frequency=schedule.frequency
+    )
+    for step in range(1, 401):
+        due, sparsity = reference(step)
+        assert schedule.due(step) == bool(due)
+        assert 0.8 * schedule.share(step) == pytest.approx(float(sparsity), abs=1e-6)
+
+
 @pytest.mark.parametrize("epochs", [1, 3])
 @pytest.mark.parametrize("sparsity", [0.3, 0.9])
 def test_the_smallest_weights_are_pruned_to_the_share(trained, data, sparsity, epochs):
@@ -518,14 +531,11 @@ def test_zeros_survive_quantization(trained, data):
 def prune_refusals():
     import tf_keras as keras
 
-    inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)], name="inner")
-    nested = keras.Sequential([keras.Input((4,)), inner, keras.layers.Dense(3, "softmax")])
     bare = keras.Sequential([keras.Input((3,)), keras.layers.Softmax()])
     plain = keras.Sequential(
         [keras.Input((4,)), keras.layers.Dense(3, name="d"), keras.layers.Softmax(name="s")]
     )
     return {
-        "nested": (nested, ok.Prune(), "models as layers"),
         "nothing": (bare, ok.Prune(), "no trainable layers that can be pruned"),
         "unknown": (plain, ok.Prune(exclude=["dd"]), r"no layers \['dd'\]"),
         "not prunable": (plain, ok.Prune(layers={"s": 0.5}), "no weights that can be pruned"),
@@ -992,7 +1002,7 @@ def test_a_stream_that_breaks_is_said():
         ok.Pipeline([ok.FineTune(1)]).run(small_model(), data)
 
 
-@pytest.mark.parametrize("item", [ok.Prune(), ok.QuantizeINT8()], ids=["Prune", "QuantizeINT8"])
+@pytest.mark.parametrize("item", [ok.QuantizeINT8()], ids=["QuantizeINT8"])
 def test_mixed_precision_is_refused_before_anything_trains(item, data):
     import tf_keras as keras
 

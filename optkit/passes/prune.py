@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,16 +11,18 @@ from optkit import _validate
 from optkit.base import TrainPass
 from optkit.constraint import KeepZeros
 from optkit.context import Context, Setting
-from optkit.errors import ArgumentTypeError, OptkitError, PipelineError
-from optkit.models import clone, nested_models, variables_by_path
+from optkit.errors import ArgumentTypeError, PipelineError
+from optkit.models import layers_by_path, variables_by_path
 from optkit.recipe import Recipe
-from optkit.runtime import tf_keras, tfmot
+from optkit.runtime import tensorflow, tf_keras
 from optkit.training import check_optimizer
 
 __all__ = ["Prune", "Schedule", "pruning_schedule"]
 
 _RAMP = 2 / 3  # share of the training in which sparsity grows; the rest recovers
 _UPDATES = 50  # masks made anew on the way, at most
+_KERNELS = ("kernel", "embeddings")  # names of variables that hold many weights of one kind
+_SMALL_KERNELS = ("depthwise_kernel",)  # a few weights a channel, of which each one matters
 
 
 class Schedule(NamedTuple):
@@ -29,6 +31,23 @@ class Schedule(NamedTuple):
     begin: int
     end: int
     frequency: int
+
+    def due(self, step: int) -> bool:
+        """Whether masks are made anew before this step."""
+        return step in range(self.begin, self.end + 1, self.frequency)
+
+    def share(self, step: int) -> float:
+        """How much of the sparsity in the end there is from this step on: 1 at the end.
+
+        Falls away fast at first and slowly in the end, by the cube (Zhu and Gupta, 2017).
+
+        >>> schedule = Schedule(begin=10, end=30, frequency=5)
+        >>> [schedule.share(step) for step in (10, 20, 30)]
+        [0.0, 0.875, 1.0]
+        """
+        if step >= self.end:
+            return 1.0
+        return 1 - (1 - max(0, step - self.begin) / (self.end - self.begin)) ** 3
 
 
 def pruning_schedule(steps: int) -> Schedule:
@@ -48,6 +67,32 @@ def pruning_schedule(steps: int) -> Schedule:
     return Schedule(min(frequency, end), end, frequency)
 
 
+def smallest_out(value: np.ndarray, sparsity: float, kept: np.ndarray | None = None) -> np.ndarray:
+    """The mask that sets a share of weights, the smallest, to zero.
+
+    Args:
+        value: The weights.
+        sparsity: Share to set to zero, in ``[0, 1)``. At least one weight stays.
+        kept: A mask made before; what it sets to zero stays so.
+
+    Returns:
+        True where a weight stays, of the shape of ``value``. Of weights of equal size the first
+        ones stay.
+
+    Example:
+        >>> import numpy as np
+        >>> smallest_out(np.array([0.1, -3.0, 2.0, 0.2]), 0.5)
+        array([False,  True,  True, False])
+    """
+    size = np.abs(value).ravel()
+    if kept is not None:
+        size = np.where(kept.ravel(), size, -1.0)
+    count = max(1, round(size.size * (1 - sparsity)))
+    mask = np.zeros(size.size, dtype=bool)
+    mask[np.argsort(-size, kind="stable")[:count]] = True
+    return mask.reshape(value.shape) if kept is None else mask.reshape(value.shape) & kept
+
+
 class Prune(TrainPass):
     """Magnitude pruning: the smallest weights become zero, gradually, while the rest adapts.
 
@@ -56,11 +101,19 @@ class Prune(TrainPass):
     end (frozen layers keep theirs). Stored densely, as here, they make neither the file smaller nor
     inference faster: look at the gzipped size.
 
+    Pruned are the kernels of every trainable layer: of dense, convolutional, recurrent, attention
+    and embedding layers, of layers within your own layers, and of models within the model. The
+    kernels of depthwise convolutions, biases and the weights of normalization are left alone.
+
     Args:
         sparsity: Share of weights to set to zero in each pruned layer, in ``(0, 1)``.
         epochs: Epochs of training, at least 1. Sparsity grows over the first two thirds.
-        layers: Sparsity by layer name, for layers that should differ; 0 leaves one dense.
-        exclude: Names of layers to leave dense.
+        layers: Sparsity by layer name, for layers that should differ; 0 leaves one dense. A layer
+            of a model within the model is called ``"inner/layer"``, or by its own name where no
+            other has it; ``"inner"`` stands for all layers of that model. A layer that is named
+            here is pruned in all its trainable weights of rank two and above, whatever their
+            names.
+        exclude: Names of layers to leave dense, in the same way.
         learning_rate: Learning rate, above 0; ``None`` for that of the compiled optimizer, else
             0.001.
         optimizer: As in `FineTune`; ``None`` for the recipe's, else the compiled class, else AdamW.
@@ -78,7 +131,7 @@ class Prune(TrainPass):
 
     References:
         Zhu and Gupta, "To prune, or not to prune: exploring the efficacy of pruning for model
-        compression", 2017. Done by tensorflow-model-optimization.
+        compression", 2017.
     """
 
     def __init__(
@@ -122,78 +175,60 @@ class Prune(TrainPass):
         return ("train",) if self.patience is None else ("train", "validation")
 
     def check(self, setting: Setting) -> None:
-        """Refuses models within models, unknown layer names, models with nothing to prune."""
-        setting.require_float32()
+        """Refuses unknown layer names and models with nothing to prune."""
         if setting.model is not None:
             self._targets(setting.model)
 
-    def _targets(self, model: Any) -> dict[str, float]:
-        """Sparsity by name of each layer to prune."""
-        nested = nested_models(model)
-        if nested:
-            raise PipelineError(
-                f"Model {model.name!r} uses models as layers ({', '.join(nested)}), which tfmot "
-                "cannot prune. Build it flat: apply the inner model's layers to the outer tensors."
-            )
-        names = {layer.name for layer in model.layers}
-        unknown = sorted({*(self.layers or {}), *self.exclude} - names)
-        if unknown:
-            raise PipelineError(
-                f"Model {model.name!r} has no layers {unknown}. Its layers: {sorted(names)}."
-            )
+    def _targets(self, model: Any) -> dict[str, tuple[float, list[str]]]:
+        """Sparsity and paths of the kernels, by path of each layer to prune."""
+        layers = layers_by_path(model)
+        wanted = dict.fromkeys(layers, self.sparsity)
+        named: set[str] = set()
+        for name, sparsity in (self.layers or {}).items():
+            chosen = _addressed(name, layers, model)
+            wanted |= dict.fromkeys(chosen, sparsity)
+            named |= set(chosen) if name in (*chosen, chosen[0].rpartition("/")[2]) else set()
+        for name in self.exclude:
+            for path in _addressed(name, layers, model):
+                wanted[path] = 0.0
+        paths = {id(variable): path for path, variable in variables_by_path(model).items()}
+        taken: set[str] = set()  # a weight that several layers use is pruned with the first
         targets = {}
-        for layer in model.layers:
-            wanted = (self.layers or {}).get(layer.name, self.sparsity)
-            if layer.name in self.exclude or wanted == 0:
+        for path, layer in layers.items():
+            if wanted[path] == 0:
                 continue
-            if not layer.trainable:
-                if layer.name in (self.layers or {}):
-                    raise PipelineError(
-                        f"Layer {layer.name!r} is frozen, so it cannot be pruned. Set its "
-                        "`trainable = True`, or leave it out of `layers`."
-                    )
-                continue
-            if _prunable_weights(layer):
-                targets[layer.name] = wanted
-            elif layer.name in (self.layers or {}):
-                raise PipelineError(
-                    f"Layer {layer.name!r} ({type(layer).__name__}) has no weights that can be "
-                    "pruned. Leave it out of `layers`."
-                )
+            found = []
+            for variable in _kernels(layer, whatever=path in named):
+                if (weight := paths[id(variable)]) not in taken:
+                    taken.add(weight)
+                    found.append(weight)
+            if found:
+                targets[path] = (wanted[path], found)
+            elif path in named:
+                raise PipelineError(_no_kernels(path, layer))
         if not targets:
             raise PipelineError(
                 f"Model {model.name!r} has no trainable layers that can be pruned (convolutions, "
-                "dense layers, embeddings), or all of them are excluded."
+                "dense, recurrent and attention layers, embeddings), or all of them are excluded."
             )
         return targets
 
     def train(self, model: Any, recipe: Recipe, context: Context) -> Any:
         """Prunes the model while it trains."""
-        sparsity = tfmot().sparsity.keras
         targets = self._targets(model)
         split = context.data.train
         assert split is not None  # `needs` saw to it
         schedule = pruning_schedule(self.epochs * split.steps)
-
-        def wrap(layer: Any) -> Any:
-            copy = type(layer).from_config(layer.get_config())
-            if layer.name not in targets:
-                return copy
-            growing = sparsity.PolynomialDecay(
-                initial_sparsity=0.0,
-                final_sparsity=targets[layer.name],
-                begin_step=schedule.begin,
-                end_step=schedule.end,
-                frequency=schedule.frequency,
-            )
-            return sparsity.prune_low_magnitude(copy, growing)
-
-        wrapped = clone(model, replace=wrap)
-        incoming = variables_by_path(model)
-        for path, variable in variables_by_path(wrapped).items():
-            variable.assign(incoming[path])
+        variables = variables_by_path(model)
+        growing = []
+        for sparsity, paths in targets.values():
+            for path in paths:
+                before = context.constraints.get((path, KeepZeros.name))
+                mask = before.mask if isinstance(before, KeepZeros) else None
+                growing.append(_GrowingZeros(path, variables[path], sparsity, schedule, mask))
+                context.attach(growing[-1])
         history = context.fit(
-            wrapped,
+            model,
             recipe,
             epochs=self.epochs,
             learning_rate=self.learning_rate,
@@ -201,40 +236,29 @@ class Prune(TrainPass):
             patience=self.patience,
             # Weights from before the end of the schedule have too few zeros.
             settled_after=-(-schedule.end // split.steps) - 1,
-            callbacks=[sparsity.UpdatePruningStep()],
+            callbacks=[_stepping(growing)],
         )
         if self.patience is not None and history.best_epoch < self.epochs:
             context.note(f"kept epoch {history.best_epoch} of {history.epochs}")
-        trained = variables_by_path(wrapped)
-        for path, variable in variables_by_path(model).items():
-            variable.assign(trained[path])
-        self._verify(model, targets, context)
+        for item in growing:
+            context.attach(KeepZeros(item.path, item.mask))
+        self._report(model, targets, context)
         # Statistics gathered while weights still fell away do not fit those that are left.
         context.reestimate_batch_norm(model)
         return model
 
-    def _verify(self, model: Any, targets: dict[str, float], context: Context) -> None:
-        """Counts the zeros of every pruned layer, and has them kept from now on."""
-        paths = {id(variable): path for path, variable in variables_by_path(model).items()}
+    def _report(
+        self, model: Any, targets: dict[str, tuple[float, list[str]]], context: Context
+    ) -> None:
+        """Counts the zeros of every pruned layer."""
+        variables = variables_by_path(model)
         reached = {}
         zeros = total = 0
-        for layer in model.layers:
-            if layer.name not in targets:
-                continue
-            layer_zeros = layer_total = 0
-            for variable in _prunable_weights(layer):
-                value = variable.numpy()
-                missing = int(value.size - np.count_nonzero(value))
-                expected = value.size - round(value.size * (1 - targets[layer.name]))
-                if missing < expected - 1:  # tfmot keeps at least one weight of each kernel
-                    raise OptkitError(
-                        f"Layer {layer.name!r} has {missing} zeros of {value.size} weights and "
-                        f"should have {expected}. Many weights of equal size cannot be ranked; "
-                        "train longer, or exclude the layer."
-                    )
-                context.attach(KeepZeros(paths[id(variable)], value != 0))
-                layer_zeros, layer_total = layer_zeros + missing, layer_total + value.size
-            reached[layer.name] = layer_zeros / layer_total
+        for layer, (_, paths) in targets.items():
+            values = [variables[path].numpy() for path in paths]
+            layer_total = sum(value.size for value in values)
+            layer_zeros = layer_total - sum(np.count_nonzero(value) for value in values)
+            reached[layer] = layer_zeros / layer_total
             zeros, total = zeros + layer_zeros, total + layer_total
         listed = sorted(reached.items(), key=lambda item: item[1])
         shown = ", ".join(f"{name} {share:.1%}".replace("%", " %") for name, share in listed[:6])
@@ -246,23 +270,114 @@ class Prune(TrainPass):
         context.note("zeros stored densely: only the gzipped size shrinks, and nothing gets faster")
 
 
-def _prunable_weights(layer: Any) -> list[Any]:
-    """The variables of a layer that tfmot prunes; none for a layer that it does not support."""
-    tfmot()  # first, so that importing parts of it has no side effects
-    from tensorflow_model_optimization.python.core.sparsity.keras import (
-        prunable_layer,
-        prune_registry,
-    )
+class _GrowingZeros(KeepZeros):
+    """Zeros of a weight while they become more.
 
-    keras = tf_keras()
-    if isinstance(layer, prunable_layer.PrunableLayer):
-        return list(layer.get_prunable_weights())
-    registry = prune_registry.PruneRegistry
-    if isinstance(layer, keras.layers.RNN) or not registry.supports(layer):
-        # tfmot knows recurrent cells, but its wrapper cannot be stripped from a copy of them.
-        return []
-    names = registry._weight_names(layer)
-    if any("." in name for name in names):
-        # Weights of layers within the layer (attention), which tfmot's wrapper does not find again.
-        return []
-    return [getattr(layer, name) for name in names]
+    Args:
+        path: Path of the variable.
+        variable: The variable, for the ranking and to set it.
+        sparsity: Share of zeros at the end of the schedule.
+        schedule: When there are how many.
+        mask: What an earlier pass left, which is kept; ``None`` for nothing.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        variable: Any,
+        sparsity: float,
+        schedule: Schedule,
+        mask: np.ndarray | None,
+    ):
+        tf = tensorflow()
+        start = np.ones(variable.shape, dtype=bool) if mask is None else mask
+        super().__init__(path, start)
+        self._before, self._variable = mask, variable
+        self._sparsity, self._schedule = sparsity, schedule
+        # Training projects in a compiled step, which sees a variable change, and no array.
+        self._held = tf.Variable(start, trainable=False)
+
+    def project(self, value: Any) -> Any:
+        """The value with the weights that fell away so far set to zero."""
+        return value * tensorflow().cast(self._held, value.dtype)
+
+    def step(self, number: int) -> None:
+        """Has more weights fall away, where the schedule says so, before a training step from 1."""
+        if not self._schedule.due(number):
+            return
+        value = self._variable.numpy()
+        share = self._sparsity * self._schedule.share(number)
+        self.mask = smallest_out(value, share, self._before)
+        self._held.assign(self.mask)
+        self._variable.assign(np.where(self.mask, value, 0))
+
+
+def _stepping(growing: list[_GrowingZeros]) -> Any:
+    """Goes through the schedule with the batches of the training."""
+
+    class Stepping(tf_keras().callbacks.Callback):  # type: ignore[misc]
+        number = 0
+
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            self.number += 1
+            for item in growing:
+                item.step(self.number)
+
+    return Stepping()
+
+
+def _addressed(name: str, layers: Mapping[str, Any], model: Any) -> list[str]:
+    """The paths of the layers that a name stands for.
+
+    Raises:
+        PipelineError: For a name that stands for none, or might stand for several.
+    """
+    if name in layers:
+        return [name]
+    inside = [path for path in layers if path.startswith(f"{name}/")]
+    if inside:
+        return inside
+    same = [path for path in layers if path.rpartition("/")[2] == name]
+    if len(same) > 1:
+        raise PipelineError(
+            f"Model {model.name!r} has several layers {name!r}. Say which: {', '.join(same)}."
+        )
+    if not same:
+        raise PipelineError(
+            f"Model {model.name!r} has no layers {[name]}. Its layers: {sorted(layers)}."
+        )
+    return same
+
+
+def _kernels(layer: Any, *, whatever: bool = False) -> Iterator[Any]:
+    """The trainable variables of a layer to prune; with ``whatever``, also those of other names."""
+    trainable = {id(variable) for variable in layer.trainable_weights}
+    for part in layer._flatten_layers():
+        declared = getattr(
+            part, "get_prunable_weights", None
+        )  # tfmot's way for layers of one's own
+        chosen = {id(variable) for variable in declared()} if callable(declared) else None
+        for variable in part._trainable_weights:
+            if id(variable) not in trainable:
+                continue
+            name = str(variable.name).partition(":")[0].rpartition("/")[2]
+            if chosen is not None:
+                fits = id(variable) in chosen
+            else:
+                fits = len(variable.shape) > 1 and (
+                    whatever or (name.endswith(_KERNELS) and not name.endswith(_SMALL_KERNELS))
+                )
+            if fits:
+                yield variable
+
+
+def _no_kernels(path: str, layer: Any) -> str:
+    if layer.weights and not layer.trainable_weights:
+        return (
+            f"Layer {path!r} is frozen, so it cannot be pruned. Set its `trainable = True`, or "
+            "leave it out of `layers`."
+        )
+    return (
+        f"Layer {path!r} ({type(layer).__name__}) has no weights that can be pruned. Leave it out "
+        "of `layers`."
+    )
