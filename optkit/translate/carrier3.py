@@ -1,0 +1,227 @@
+"""Keras 3 layers that carry a tf_keras layer or a TensorFlow function and run it as it is."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from optkit.errors import ModelError
+from optkit.runtime import tf_keras
+from optkit.translate.forms import fill
+from optkit.translate.revive import revive_tf_keras, serialized_tf_keras
+
+__all__ = ["TensorFlowFunction", "TfKerasLayer"]
+
+_ONE_TENSOR = {"args": [{"tensor": 0}], "kwargs": {}}
+
+
+@keras.saving.register_keras_serializable(package="optkit")
+class TensorFlowFunction(keras.layers.Layer):  # type: ignore[misc]
+    """Runs a function of TensorFlow's public interface inside a Keras 3 model.
+
+    Args:
+        symbol: Its name without the leading ``tf.``, such as ``"math.cumsum"``.
+        forms: How it is called, one form for each way (see `optkit.translate.forms`).
+        **kwargs: As for every layer.
+    """
+
+    def __init__(self, symbol: str, forms: list[dict[str, Any]], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.symbol = symbol
+        self._plain_forms = _Plain(list(forms))
+        self._function = _Plain(tensorflow_function(symbol))
+        self._convert_input_args = False
+
+    @property
+    def forms(self) -> list[dict[str, Any]]:
+        """How it is called."""
+        return list(self._plain_forms.value)
+
+    def build(self, *_: Any) -> None:
+        """Nothing to build."""
+        self.built = True
+
+    def get_config(self) -> dict[str, Any]:
+        """The configuration."""
+        return {**super().get_config(), "symbol": self.symbol, "forms": self.forms}
+
+    def call(self, inputs: Any, form: int = 0) -> Any:
+        """Calls the function."""
+        tensors = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
+        args, kwargs = fill(self.forms[form], tensors)
+        return self._function.value(*args, **kwargs)
+
+
+class _Plain:
+    """Keeps a value out of sight of Keras, which would wrap or track it."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+
+#: Where functions of tensors live. What reads files or runs Python code is not among them.
+_NAMESPACES = (
+    "__operators__",
+    "bitwise",
+    "image",
+    "linalg",
+    "math",
+    "nn",
+    "random",
+    "signal",
+    "strings",
+)
+_FUNCTIONS = frozenset(
+    """
+    abs acos acosh add add_n argmax argmin argsort asin asinh atan atan2 atanh batch_to_space
+    bitcast boolean_mask broadcast_to cast clip_by_norm clip_by_value complex concat
+    convert_to_tensor cos cosh cumsum depth_to_space divide einsum ensure_shape equal exp
+    expand_dims extract_volume_patches eye fill floor gather gather_nd greater greater_equal
+    identity is_nan less less_equal linspace logical_and logical_not logical_or logical_xor matmul
+    maximum meshgrid minimum multiply negative norm not_equal one_hot ones ones_like pad pow range
+    rank realdiv reduce_all reduce_any reduce_logsumexp reduce_max reduce_mean reduce_min
+    reduce_prod reduce_sum repeat reshape reverse reverse_sequence roll round saturate_cast
+    scatter_nd searchsorted sequence_mask shape sigmoid sign sin sinh size slice sort
+    space_to_batch space_to_depth split sqrt square squeeze stack stop_gradient strided_slice
+    subtract tan tanh tensordot tile transpose truediv unique unstack where zeros zeros_like
+    """.split()
+)
+
+
+def tensorflow_function(symbol: str) -> Any:
+    """A function of TensorFlow by its public name.
+
+    Raises:
+        ModelError: If the name is not one of a function that computes tensors from tensors.
+    """
+    plain = symbol.removeprefix("tf.").removeprefix("compat.v1.").removeprefix("compat.v2.")
+    space, _, leaf = plain.rpartition(".")
+    if not (space in _NAMESPACES or (not space and leaf in _FUNCTIONS)):
+        raise ModelError(
+            f"`tf.{symbol}` is not among the functions of tensors that optkit runs by name."
+        )
+    if space == "__operators__":
+        from tf_keras.src.layers.core import tf_op_layer
+
+        return tf_op_layer.tf.__operators__.__dict__[leaf] if False else _operator(leaf)
+    found: Any = tf
+    for part in plain.split("."):
+        found = getattr(found, part, None)
+    if not callable(found) or inspect.isclass(found):
+        raise ModelError(f"TensorFlow {tf.__version__} has no function `tf.{plain}`.")
+    return found
+
+
+def _operator(leaf: str) -> Any:
+    found = getattr(tf.__operators__, leaf, None)
+    if found is None:
+        raise ModelError(f"TensorFlow {tf.__version__} has no operator {leaf!r}.")
+    return found
+
+
+@keras.saving.register_keras_serializable(package="optkit")
+class TfKerasLayer(keras.layers.Layer):  # type: ignore[misc]
+    """Runs a tf_keras layer inside a Keras 3 model.
+
+    Its weights are those of the layer that it carries.
+
+    Args:
+        layer: The tf_keras layer, or its serialized form.
+        forms: How it is called, one form for each way (see `optkit.translate.forms`).
+        **kwargs: As for every layer.
+    """
+
+    def __init__(
+        self, layer: Any, forms: list[dict[str, Any]] | None = None, **kwargs: Any
+    ) -> None:
+        if isinstance(layer, dict):
+            layer = revive_tf_keras(layer)
+        kwargs.setdefault("autocast", False)
+        trainable = kwargs.pop("trainable", None)
+        super().__init__(**kwargs)
+        self._box = _Plain(layer)
+        self._plain_forms = _Plain(list(forms or [_ONE_TENSOR]))
+        self._adopted = False
+        self.supports_masking = True
+        parameters = inspect.signature(layer.call).parameters
+        self._takes_training = "training" in parameters
+        self.trainable = layer.trainable if trainable is None else trainable
+
+    @property
+    def layer(self) -> Any:
+        """What is carried."""
+        return self._box.value
+
+    @property
+    def forms(self) -> list[dict[str, Any]]:
+        """How it is called."""
+        return list(self._plain_forms.value)
+
+    def get_config(self) -> dict[str, Any]:
+        """The configuration; what is carried is in it as tf_keras serializes it."""
+        return {
+            **super().get_config(),
+            "layer": serialized_tf_keras(self.layer),
+            "forms": self.forms,
+        }
+
+    def build(self, *_: Any) -> None:
+        """Nothing: what is carried is built at its first call."""
+
+    def _settle(self, tensors: list[Any], form: int) -> None:
+        """Builds what is carried by a symbolic call, and tracks its variables."""
+        if not self.layer.built or not self.layer._inbound_nodes:
+            with tf.init_scope():
+                specs = [
+                    tf_keras().Input(batch_shape=tuple(t.shape), dtype=t.dtype.name if hasattr(t.dtype, "name") else t.dtype)
+                    for t in tensors
+                ]
+                args, kwargs = fill(self.forms[form], specs)
+                self.layer(*args, **kwargs)
+        self._adopt()
+
+    def _adopt(self) -> None:
+        if self._adopted:
+            return
+        own = [*self.layer.trainable_weights]
+        trained = {id(variable) for variable in own}
+        for variable in self.layer.weights:
+            leaf = variable.name.partition(":")[0].rpartition("/")[2]
+            wrapped = keras.Variable(
+                variable,
+                trainable=id(variable) in trained or not self.layer.trainable,
+                dtype=variable.dtype.name,
+                name=leaf,
+            )
+            self._track_variable(wrapped)
+        self._adopted = True
+
+    def compute_output_spec(self, inputs: Any, form: int = 0, training: Any = None) -> Any:
+        """The shapes and dtypes of the outputs."""
+        tensors = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
+        self._settle(tensors, form)
+        specs = [
+            tf_keras().Input(batch_shape=tuple(t.shape), dtype=keras.backend.standardize_dtype(t.dtype))
+            for t in tensors
+        ]
+        args, kwargs = fill(self.forms[form], specs)
+        result = self.layer(*args, **kwargs)
+        return tf.nest.map_structure(
+            lambda t: keras.KerasTensor(tuple(t.shape), dtype=t.dtype.name), result
+        )
+
+    def call(self, inputs: Any, form: int = 0, training: Any = None) -> Any:
+        """Runs what is carried."""
+        tensors = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
+        if not self._adopted:
+            self._settle(tensors, form)
+        args, kwargs = fill(self.forms[form], tensors)
+        if self._takes_training and "training" not in kwargs:
+            kwargs["training"] = training
+        result = self.layer(*args, **kwargs)
+        for loss in self.layer.losses:
+            self.add_loss(loss)
+        return result

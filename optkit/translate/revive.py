@@ -1,0 +1,117 @@
+"""Keras 3 objects from their serialized form, without importing what a file names.
+
+Known are Keras' own classes, classes registered with ``keras.saving``, and classes of objects that
+were translated in this process: those are the caller's own, alive and imported already.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from optkit.errors import ModelError
+
+__all__ = ["remember", "revive", "revive_tf_keras", "serialized", "serialized_tf_keras"]
+
+_SEEN: dict[tuple[str, str, str], Any] = {}
+
+
+def serialized(value: Any) -> Any:
+    """The Keras 3 serialization of an object; its classes are known from then on.
+
+    Raises:
+        NotImplementedError: If its configuration cannot be told.
+    """
+    import keras
+
+    stored = keras.saving.serialize_keras_object(value)
+    remember(value, stored)
+    return stored
+
+
+def serialized_tf_keras(value: Any) -> Any:
+    """The tf_keras serialization of an object; its classes are known from then on."""
+    from optkit.runtime import tf_keras
+
+    stored = tf_keras().saving.serialize_keras_object(value)
+    remember(value, stored)
+    return stored
+
+
+def remember(value: Any, stored: Any) -> None:
+    """Notes the classes and functions of the caller's own that a serialized object consists of."""
+    alive = {}
+    for part in _parts(value):
+        alive[(type(part).__module__, type(part).__name__)] = type(part)
+    for module, name, registered in _named(stored):
+        found = alive.get((module, name))
+        if found is None:
+            found = getattr(sys.modules.get(module), name, None)
+        if found is not None and not _of_keras(module):
+            _SEEN[module, name, registered] = found
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    yield value
+    if hasattr(value, "_flatten_layers"):
+        yield from value._flatten_layers(include_self=False)
+
+
+def _named(stored: Any) -> Iterator[tuple[str, str, str]]:
+    """Module, name and registered name of everything in a serialized object."""
+    if isinstance(stored, list | tuple):
+        for item in stored:
+            yield from _named(item)
+    elif isinstance(stored, dict):
+        if "class_name" in stored:
+            name = str(stored["class_name"])
+            if name == "function":
+                name = str(stored.get("config"))
+            registered = stored.get("registered_name") or name
+            yield str(stored.get("module") or ""), name, str(registered)
+        for item in stored.values():
+            yield from _named(item)
+
+
+def _of_keras(module: str) -> bool:
+    return module.partition(".")[0] in ("keras", "tf_keras", "builtins", "")
+
+
+def revive(stored: Any) -> Any:
+    """The Keras 3 object of a serialized form.
+
+    Raises:
+        ModelError: If it names a class that is neither Keras' own nor registered nor known.
+    """
+    from optkit.runtime import keras
+
+    return _revived(stored, keras())
+
+
+def revive_tf_keras(stored: Any) -> Any:
+    """The tf_keras object of a serialized form.
+
+    Raises:
+        ModelError: If it names a class that is neither tf_keras' own nor registered nor known.
+    """
+    from optkit.runtime import tf_keras
+
+    return _revived(stored, tf_keras())
+
+
+def _revived(stored: Any, library: Any) -> Any:
+    scope: dict[str, Any] = {}
+    for module, name, registered in _named(stored):
+        if library.saving.get_registered_object(registered) is not None or _of_keras(module):
+            continue
+        found = _SEEN.get((module, name, registered))
+        if found is None:
+            raise ModelError(
+                f"The model holds an object of class {name!r} (module {module!r}), which is not "
+                "known here. Import the module that registers it with "
+                f"`{library.__name__}.saving.register_keras_serializable` first."
+            )
+        scope[registered] = scope[name] = found
+    with library.saving.custom_object_scope(scope):
+        return library.saving.deserialize_keras_object(stored, safe_mode=True)
