@@ -221,7 +221,7 @@ def bad_data():
         "nothing": (Data, "at least one split"),
         "empty": (lambda: Data(train=(x[:0], y[:0])), "`train` is empty"),
         "lengths": (lambda: Data(train=(x, y[:-1])), "different lengths"),
-        "triple": (lambda: Data(train=(x, y, y)), "must be a pair"),
+        "four": (lambda: Data(train=(x, y, y, y)), "must be a pair"),
         "NaN": (lambda: Data(train=(nan, y)).bind(ONE), "NaN or infinite"),
         "infinity": (lambda: Data(train=(infinite, y)).bind(ONE), "NaN or infinite"),
         "NaN targets": (
@@ -245,8 +245,8 @@ def bad_data():
         ),
         "empty generator": (lambda: Data(train=lambda: iter([]), steps=1).bind(ONE), "is empty"),
         "empty dataset": (lambda: Data(train=dataset.take(0)).bind(ONE), "is empty"),
-        "weights": (
-            lambda: Data(train=dataset.map(lambda a, b: (a, b, b)).batch(5)).bind(ONE),
+        "four in a stream": (
+            lambda: Data(train=dataset.map(lambda a, b: (a, b, b, b)).batch(5)).bind(ONE),
             "pairs",
         ),
         "names": (
