@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from optkit.errors import ArgumentTypeError, PipelineError
-from optkit.models import compiled_metrics
+from optkit.models import compiled_metrics, output_names
 from optkit.runtime import tf_keras
 from optkit.task import Task
+from optkit.translate import object_to_tf_keras
 
 __all__ = [
     "Metric",
@@ -59,6 +60,11 @@ class Metric:
         whole: Function of ``(y_true, y_pred)`` of the whole split to one figure, where the metric
             is no mean over samples.
         custom: Whether it is a function of the user's own, of which training knows nothing.
+        weighted: Whether samples count by their weights.
+        output: Of a model with several outputs, the one that this is of.
+        parts: Of a model with several outputs, the metric of each that has targets, by name; what
+            stands here besides is that of ``output``.
+        judged: The outputs that goals of accuracy are judged on.
     """
 
     name: str
@@ -69,6 +75,20 @@ class Metric:
     keras: Callable[[str], Any] | None = None
     whole: Callable[[np.ndarray, np.ndarray], float] | None = None
     custom: bool = False
+    weighted: bool = False
+    output: str = ""
+    parts: Mapping[str, Metric] = field(default_factory=dict)
+    judged: tuple[str, ...] = ()
+
+    @property
+    def each(self) -> Mapping[str, Metric]:
+        """The metric of each output by name; of the only output under ``""``."""
+        return self.parts or {"": self}
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it lies between 0 and 1, as accuracies do."""
+        return "accuracy" in self.name
 
     def sign(self) -> int:
         """1 where more is better, -1 where less is."""
@@ -114,20 +134,21 @@ def _error(power: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     return per_sample
 
 
-def infer_metric(model: Any, task: Task) -> Metric:
+def infer_metric(model: Any, task: Task, output: str | None = None) -> Metric:
     """The metric of the compiled model where optkit can report it, else the one for the task.
 
     Args:
         model: The tf_keras model, whose compiled metrics are looked at in their order; ``None``
             where there is none.
-        task: What the model is for.
+        task: What the model is for, or one of its outputs.
+        output: Name of the output, where there are several.
 
     Returns:
         Classification accuracy, mean absolute or squared error, or any compiled metric of Keras
         that is the mean of a function of each sample.
     """
     passed_over: list[str] = []
-    for given in () if model is None else compiled_metrics(model):
+    for given in () if model is None else compiled_metrics(model, output):
         known = _known_metric(given, task, "compiled model")
         if known is not None:
             return known
@@ -148,7 +169,7 @@ def infer_metric(model: Any, task: Task) -> Metric:
     return Metric("mean_absolute_error", False, _error(1), "inferred", note)
 
 
-def check_metric(given: Any, higher_is_better: bool | None) -> None:
+def check_metric(given: Any, higher_is_better: Any) -> None:
     """Refuses what cannot be a metric before anything is known of the model.
 
     Args:
@@ -159,6 +180,11 @@ def check_metric(given: Any, higher_is_better: bool | None) -> None:
         PipelineError: If the direction of a function is not given, or one is given alone.
         ArgumentTypeError: If it is no metric at all.
     """
+    if isinstance(given, Mapping):
+        for output, item in given.items():
+            better = higher_is_better
+            check_metric(item, better.get(output) if isinstance(better, Mapping) else better)
+        return
     if given is None:
         if higher_is_better is not None:
             raise PipelineError(
@@ -173,7 +199,8 @@ def check_metric(given: Any, higher_is_better: bool | None) -> None:
     if isinstance(given, type) or not (callable(given) or _is_keras_metric(given)):
         raise ArgumentTypeError(
             "`metric` must be the name of a tf_keras metric, a tf_keras metric, or a function of "
-            f"(y_true, y_pred). Received: {given!r} (of type {type(given).__name__})."
+            "(y_true, y_pred); for a model with several outputs it may be a dict of such by name. "
+            f"Received: {given!r} (of type {type(given).__name__})."
         )
     if higher_is_better is None and not _is_keras_metric(given):
         raise PipelineError(
@@ -182,31 +209,131 @@ def check_metric(given: Any, higher_is_better: bool | None) -> None:
         )
 
 
+#: Gives targets and outputs of some samples.
+Example = Callable[[], tuple[Any, Any]]
+
+
 def resolve_metric(
     given: Any,
-    higher_is_better: bool | None,
+    higher_is_better: Any,
     model: Any,
     task: Task,
     *,
-    example: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None,
+    example: Example | None = None,
+    output: str | None = None,
+    weighted: bool = False,
 ) -> Metric:
     """The metric that the user named, or the inferred one.
 
     Args:
-        given: What `Measure` takes as ``metric``; ``None`` to infer it.
+        given: What `Measure` takes as ``metric``; ``None`` to infer it. A dict is by output.
         higher_is_better: What it takes as ``higher_is_better``.
         model: The tf_keras model, or ``None``; looked at only where nothing is given.
         task: What the model is for.
         example: Gives targets and outputs of some samples. Only called for a function, to see
             whether it gives one value a sample or one figure.
+        output: The output that accuracy stands for, of a model with several; ``None`` for each.
+        weighted: Whether samples count by their weights.
 
     Raises:
         PipelineError: For an unknown name, a metric that is no mean over samples, one that does
-            not fit the task, or one of which it is not known whether more is better.
+            not fit the task, or one of which it is not known whether more is better; for an output
+            that there is not.
     """
     check_metric(given, higher_is_better)
+    if not task.parts:
+        names = () if model is None else output_names(model)
+        _check_outputs(names, output, given)
+        if isinstance(given, Mapping):
+            given = next(iter(given.values()), None)
+        if isinstance(higher_is_better, Mapping):
+            higher_is_better = next(iter(higher_is_better.values()), None)
+        return _resolve_one(given, higher_is_better, model, task, example, weighted=weighted)
+    _check_outputs(tuple(task.parts), output, given)
+    parts = {}
+    for name, part in task.parts.items():
+        better = higher_is_better
+        if isinstance(given, Mapping):
+            own = given.get(name)
+        else:
+            own = given if output in (None, name) else None
+        if isinstance(better, Mapping):
+            better = better.get(name)
+        one = None if example is None else _example_of(example, name)
+        try:
+            parts[name] = _resolve_one(
+                own,
+                None if own is None else better,
+                model,
+                part,
+                one,
+                output=name,
+                weighted=weighted,
+            )
+        except PipelineError as error:
+            raise PipelineError(
+                f"Output {name!r}: {error} Metrics by output: `Measure(metric={{{name!r}: …}})`."
+            ) from error
+    lead = output or next(iter(parts))
+    judged: tuple[str, ...] = (lead,)
+    if output is None:
+        # A goal of accuracy says nothing about an error in other units, where there are both.
+        judged = tuple(name for name, part in parts.items() if part.is_share) or tuple(parts)
+    return replace(parts[lead], parts=parts, judged=judged)
+
+
+def _check_outputs(names: tuple[str, ...], output: str | None, given: Any) -> None:
+    asked = [] if output is None else [("output", output)]
+    asked += [("metric", name) for name in given] if isinstance(given, Mapping) else []
+    for argument, name in asked:
+        if names and name not in names:
+            raise PipelineError(
+                f"`Measure({argument}=…)` names the output {name!r}. Outputs that have targets: "
+                f"{list(names)}."
+            )
+
+
+def _example_of(example: Example, name: str) -> Example:
+    def one() -> tuple[Any, Any]:
+        targets, outputs = example()
+        return targets[name], outputs[name]
+
+    return one
+
+
+def _resolve_one(
+    given: Any,
+    higher_is_better: bool | None,
+    model: Any,
+    task: Task,
+    example: Example | None,
+    *,
+    output: str | None = None,
+    weighted: bool = False,
+) -> Metric:
+    """The metric of one output."""
+    given = object_to_tf_keras(given)
+    metric = _metric_of(given, higher_is_better, model, task, example=example, output=output)
+    if weighted and metric.whole is not None:
+        raise PipelineError(
+            f"The metric {metric.name!r} is one figure of the whole split, of which samples have no "
+            "share that could be weighted. Leave out `Measure(sample_weight=True)`, or give a "
+            "function to one value a sample."
+        )
+    return replace(metric, weighted=weighted, output=output or "")
+
+
+def _metric_of(
+    given: Any,
+    higher_is_better: bool | None,
+    model: Any,
+    task: Task,
+    *,
+    example: Example | None,
+    output: str | None,
+) -> Metric:
     if given is None:
-        return infer_metric(model, task)
+        return infer_metric(model, task, output)
     if not isinstance(given, str) and not _is_keras_metric(given):
         return _function_metric(given, bool(higher_is_better), example)
     name = metric_name(given)
@@ -321,6 +448,8 @@ def _higher_is_better(item: Any) -> bool | None:
 
 def metric_name(item: Any) -> str:
     """A readable name for what `Measure` or ``compile`` takes as a metric."""
+    if isinstance(item, Mapping):
+        return ", ".join(f"{output}: {metric_name(part)}" for output, part in item.items())
     if isinstance(item, str):
         return item.lower()
     item = getattr(item, "func", item)  # of a partial function

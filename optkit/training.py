@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from optkit.constraint import Constraint
-from optkit.data import BoundData
+from optkit.data import BoundData, map_leaves
 from optkit.errors import DataError, OptkitError, PipelineError
 from optkit.metric import Metric
-from optkit.models import is_compiled, variables_by_path
+from optkit.models import compiled_metrics, is_compiled, output_names, variables_by_path
 from optkit.recipe import Recipe
 from optkit.runtime import derive_seed, tensorflow, tf_keras
-from optkit.task import Loss, Task, dense_targets, describe_loss
+from optkit.task import Loss, Task, dense_targets, replaced_loss
+from optkit.translate import object_to_tf_keras
 
 __all__ = [
     "DEFAULT_LEARNING_RATE",
@@ -54,7 +55,7 @@ class History:
 
 
 def check_optimizer(name: str, value: Any) -> None:
-    """Checks an optimizer argument: ``None``, a name that tf_keras knows, or a tf_keras object.
+    """Checks an optimizer argument: ``None``, a name that Keras knows, or an object of Keras 2 or 3.
 
     Raises:
         PipelineError: If it is anything else.
@@ -70,9 +71,9 @@ def check_optimizer(name: str, value: Any) -> None:
                 f"`{name}` must be a name that tf_keras.optimizers knows, such as 'adamw', 'adam' "
                 f"or 'sgd'. Received: {value!r}."
             ) from error
-    elif not isinstance(value, _optimizer_bases()):
+    elif not isinstance(object_to_tf_keras(value), _optimizer_bases()):
         raise PipelineError(
-            f"`{name}` must be None, a name, or a tf_keras optimizer. Received: {value!r} (of "
+            f"`{name}` must be None, a name, or a Keras optimizer. Received: {value!r} (of "
             f"type {type(value).__module__}.{type(value).__qualname__})."
         )
 
@@ -89,7 +90,7 @@ def _make_optimizer(
     keras = tf_keras()
     chosen: Any = next((choice for choice in choices if choice is not None), "adamw")
     named = isinstance(chosen, str)
-    template: Any = keras.optimizers.get(chosen) if named else chosen
+    template: Any = keras.optimizers.get(chosen) if named else object_to_tf_keras(chosen)
     template = getattr(template, "inner_optimizer", template)  # inside a loss-scaling one
     try:
         config = template.get_config()
@@ -163,35 +164,37 @@ def fit(
     if split is None:
         raise DataError("Training needs a `train` split.")
     if recipe.loss is not None:
-        loss = describe_loss(recipe.loss, "recipe")
+        loss = replaced_loss(recipe.loss, task, loss, "recipe")
     if recipe.sample is not None:
         split = recipe.sample(split, derive_seed(seed, "sample"))
-    watched = _training_metric(task, metric)
-    rows: int | None = None  # classes, where class numbers become one-hot rows
-    if recipe.softens_targets:
-        widened, loss = dense_targets(task, loss)
-        # A metric of the user's own may not take the one-hot rows; then the loss alone is watched.
-        own = metric.keras is not None and widened is not task
-        watched = [] if own else _training_metric(widened, metric)
-        rows, task = (widened.classes if widened is not task else None), widened
-    batches = _training_batches(split, recipe, task, rows, seed)
+    if recipe.mix is not None and split.weighted:
+        raise PipelineError(
+            "Samples that are mixed have no weights of their own, and the training data have "
+            "weights (sample or class weights). Leave out one of them."
+        )
+    plan = _plan(task, metric, loss, soft=recipe.softens_targets)
+    batches = _training_batches(split, recipe, plan, seed)
     compiled = source.optimizer if is_compiled(source) else None
-    trainer = _trainer(model, constraints)
+    trainer = _trainer(model, constraints, by_name=bool(task.parts))
     trainer.compile(
         optimizer=_make_optimizer(
             (optimizer, recipe.optimizer, compiled), learning_rate, weight_decay
         ),
-        loss=loss.function,
-        metrics=watched,
+        loss=plan.loss.function,
+        **_compile_arguments(plan, metric, source if split.weighted else None),
     )
-    watch = _Watch(metric.sign(), patience, settled_after, on_epoch)
+    # Where several outputs count alike, the loss of all weighs them against each other.
+    watched = (_METRIC, metric.sign())
+    if len(metric.judged) == 1:
+        watched = (f"{metric.judged[0]}_{_METRIC}", metric.parts[metric.judged[0]].sign())
+    watch = _Watch(watched, patience, settled_after, on_epoch)
     validation = None
     if patience is not None:
         if data.validation is None:
             raise DataError("Early stopping needs a `validation` split.")
-        validation = data.validation.batches()
-        if rows is not None:
-            validation = validation.map(lambda x, y: (x, _dense(y, rows)))
+        validation = data.validation.batches(weighted=True)
+        if plan.rows:
+            validation = validation.map(lambda x, y, *weights: (x, plan.dense(y), *weights))
     history = trainer.fit(
         batches,
         epochs=epochs,
@@ -211,8 +214,14 @@ def fit(
     return History(curves, trained, watch.best_epoch or trained, watch.stopped)
 
 
-def _trainer(model: Any, constraints: Mapping[Any, Constraint]) -> Any:
-    """A model over the same layers, which projects constrained weights after every batch."""
+def _trainer(model: Any, constraints: Mapping[Any, Constraint], *, by_name: bool) -> Any:
+    """A model over the same layers, which projects constrained weights after every batch.
+
+    Args:
+        model: The model.
+        constraints: What must be kept.
+        by_name: Whether it gives a dict by output name, as the targets are one.
+    """
     keras = tf_keras()
     variables = variables_by_path(model)
     held = [(variables[item.path], item) for item in constraints.values() if item.path in variables]
@@ -225,7 +234,94 @@ def _trainer(model: Any, constraints: Mapping[Any, Constraint]) -> Any:
             return logs
 
     kind = Trainer if held else keras.Model
-    return kind(model.inputs, model.outputs, name=model.name)
+    outputs = model.outputs
+    if by_name:
+        outputs = dict(zip(output_names(model), outputs, strict=True))
+    trainer = kind(model.inputs, outputs, name=model.name)
+    if by_name:
+        # Keras names losses and metrics by the layers otherwise, which may be other names.
+        trainer.output_names = sorted(outputs)
+    return trainer
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a training trains on: task and loss as the recipe makes them.
+
+    Attributes:
+        task: What the model is for, with the targets that are trained on.
+        loss: The loss for them.
+        watched: The Keras metrics to watch, by output (``""`` for the only one).
+        rows: Number of classes of the outputs whose class numbers become one-hot rows.
+    """
+
+    task: Task
+    loss: Loss
+    watched: dict[str, list[Any]]
+    rows: dict[str, int]
+
+    def dense(self, y: Any) -> Any:
+        """Targets with one-hot rows where the recipe needs rows and the data have numbers."""
+        if isinstance(y, dict):
+            return {name: _dense(part, self.rows.get(name)) for name, part in y.items()}
+        return _dense(y, self.rows.get(""))
+
+
+def _plan(task: Task, metric: Metric, loss: Loss, *, soft: bool) -> _Plan:
+    """What a training trains on.
+
+    Args:
+        task: What the model is for.
+        metric: The metric of the run.
+        loss: The loss of the run.
+        soft: Whether the recipe softens the targets.
+    """
+    wide, loss = dense_targets(task, loss) if soft else (task, loss)
+    watched, rows = {}, {}
+    for name, part in wide.each.items():
+        before, own = task.each[name], metric.each[name]
+        if part is not before:
+            rows[name] = part.classes
+        # A metric of the user's own may not take one-hot rows; then the loss alone is watched.
+        unfit = own.keras is not None and part is not before
+        watched[name] = [] if unfit else _training_metric(part, own)
+    return _Plan(wide, loss, watched, rows)
+
+
+def _compile_arguments(plan: _Plan, metric: Metric, source: Any) -> dict[str, Any]:
+    """What the trainer is compiled with, besides optimizer and loss.
+
+    Args:
+        plan: What is trained on.
+        metric: The metric of the run.
+        source: The model that came in, where there are weights for its ``weighted_metrics``.
+    """
+    arguments: dict[str, Any] = {}
+    by_name = bool(plan.task.parts)
+    weights = {name: part.weight for name, part in plan.loss.each.items()}
+    if any(weight != 1.0 for weight in weights.values()):
+        arguments["loss_weights"] = weights if by_name else [weights[""]]
+    watched = plan.watched
+    weighted: dict[str, list[Any]] = {}
+    if source is not None and is_compiled(source):
+        for name in watched:
+            if name not in plan.rows:
+                given = compiled_metrics(source, name or None, weighted=True)
+                weighted[name] = [_fresh(item) for item in given]
+    if metric.weighted:
+        weighted = {name: [*items, *weighted.get(name, ())] for name, items in watched.items()}
+        watched = {}
+    for argument, metrics in (("metrics", watched), ("weighted_metrics", weighted)):
+        if any(metrics.values()) or argument == "metrics":
+            arguments[argument] = metrics if by_name else metrics.get("", [])
+    return arguments
+
+
+def _fresh(item: Any) -> Any:
+    """A metric without what it has counted."""
+    if isinstance(item, tf_keras().metrics.Metric):
+        return type(item).from_config(item.get_config())
+    return item
 
 
 def _training_metric(task: Task, metric: Metric) -> list[Any]:
@@ -252,7 +348,7 @@ def _training_metric(task: Task, metric: Metric) -> list[Any]:
 
 
 def _dense(y: Any, rows: int | None) -> Any:
-    """Class numbers as one-hot rows, where the recipe needs rows and the data have numbers."""
+    """Class numbers as one-hot rows."""
     tf = tensorflow()
     if rows is None:
         return y
@@ -261,34 +357,34 @@ def _dense(y: Any, rows: int | None) -> Any:
     return tf.one_hot(tf.cast(y, tf.int32), rows)
 
 
-def _training_batches(split: Any, recipe: Recipe, task: Task, rows: int | None, seed: int) -> Any:
+def _training_batches(split: Any, recipe: Recipe, plan: _Plan, seed: int) -> Any:
     """The training stream: augment, mix, smooth, in this order whatever the order of passes."""
     tf = tensorflow()
-    batches = split.training_batches(derive_seed(seed, "order"))
+    batches = split.training_batches(derive_seed(seed, "order"), weighted=True)
     augment = [
         item.prepare(split, derive_seed(seed, "augment", i))
         for i, item in enumerate(recipe.augment)
     ]
-    smooth = recipe.smooth.prepare(task) if recipe.smooth is not None else None
+    smooth = recipe.smooth.prepare(plan.task) if recipe.smooth is not None else None
     if not augment and recipe.mix is None and smooth is None:
         return batches.prefetch(tf.data.AUTOTUNE)
     seeds = [derive_seed(seed, "stream", i) for i in range(len(augment) + 1)]
 
     def transform(number: Any, batch: Any) -> Any:
-        x, y = batch
+        x, y, *weights = batch
         shapes = tf.nest.map_structure(lambda leaf: leaf.shape, x)
         for augmentation, base in zip(augment, seeds[:-1], strict=True):
             x = augmentation(x, tf.stack([tf.constant(base, tf.int64), number]))
         if recipe.softens_targets:
-            y = tf.cast(_dense(y, rows), tf.float32)
+            y = map_leaves(lambda leaf: tf.cast(leaf, tf.float32), plan.dense(y))
         if recipe.mix is not None:
-            dense_shape = y.shape
+            dense_shapes = tf.nest.map_structure(lambda leaf: leaf.shape, y)
             x, y = recipe.mix(x, y, tf.stack([tf.constant(seeds[-1], tf.int64), number]))
-            y = tf.ensure_shape(y, dense_shape)
+            y = tf.nest.map_structure(tf.ensure_shape, y, dense_shapes)
         if smooth is not None:
             y = smooth(y)
         # Functions of the user's may lose the shapes, which layers need.
-        return tf.nest.map_structure(tf.ensure_shape, x, shapes), y
+        return tf.nest.map_structure(tf.ensure_shape, x, shapes), y, *weights
 
     # What draws from seeds of its own must be called in one order to be repeatable.
     stateless = all(getattr(item, "stateless", True) for item in recipe.augment)
@@ -308,12 +404,12 @@ class _Watch:
 
     def __init__(
         self,
-        sign: int,
+        watched: tuple[str, int],
         patience: int | None,
         settled_after: int,
         on_epoch: Callable[[int, int, dict[str, float]], None] | None,
     ):
-        self.sign, self.patience, self.settled_after = sign, patience, settled_after
+        (self.name, self.sign), self.patience, self.settled_after = watched, patience, settled_after
         self.on_epoch = on_epoch
         self.best: tuple[float, float] | None = None
         self.best_epoch = 0
@@ -344,7 +440,7 @@ class _Watch:
         if self.patience is None or epoch <= self.settled_after:
             return
         # The metric decides; on a small split it often ties, and then the loss does.
-        score = (self.sign * logs.get(f"val_{_METRIC}", 0.0), -logs["val_loss"])
+        score = (self.sign * logs.get(f"val_{self.name}", 0.0), -logs["val_loss"])
         if self.best is None or score > self.best:
             self.best, self.best_epoch = score, epoch
             self.best_weights = model.get_weights()

@@ -238,9 +238,7 @@ def test_a_sparse_loss_of_the_users_own_cannot_be_widened(dense):
 
 
 def test_unknown_losses_are_refused(dense):
-    import keras as keras3
-
-    for loss in ("no_such_loss", 3, keras3.losses.MeanSquaredError()):
+    for loss in ("no_such_loss", 3, ["mse", "mae"]):
         with pytest.raises(ok.PipelineError, match="loss"):
             infer_task(dense(1, "linear"), VALUES, loss)
 

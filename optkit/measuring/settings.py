@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,9 +68,17 @@ class Measure:
             tf_keras metric, if it is the mean of a function of each sample. Or a function of
             ``(y_true, y_pred)``, NumPy arrays with the batch first, to one value a sample, shape
             ``(n,)``, or to one figure of the whole split (F1, an area under a curve, …); for the
-            latter the outputs of the whole split are kept in memory.
+            latter the outputs of the whole split are kept in memory. For a model with several
+            outputs one for ``output``, or for all of them, or a dict by output name.
         higher_is_better: Whether more of the metric is better; to be given with a function, and
-            with a metric of which it is not known.
+            with a metric of which it is not known. A dict, where ``metric`` is one.
+        output: Of a model with several outputs, the name of the one that accuracy stands for: goals
+            are judged on it, the guard and early stopping watch it. ``None``: each is shown, goals
+            of accuracy must hold for every output whose metric is an accuracy (where none is, for
+            every output), early stopping watches the loss of all where these are several, and the
+            figure in the table is that of the first.
+        sample_weight: Whether figures count samples by the weights that came with the data, as
+            Keras' ``weighted_metrics`` do; otherwise each sample counts once.
         batch_size: Samples a call, for latency, throughput and memory; at least 1.
         threads: Threads of the runtime; at least 1. With a ``device``, its threads count.
         latency_seconds: Time to spend on the latency of a stage, at most, in seconds; it ends
@@ -92,7 +100,7 @@ class Measure:
     """
 
     metric: str | Callable[[Any, Any], Any] | Any = None
-    higher_is_better: bool | None = None
+    higher_is_better: bool | dict[str, bool] | None = None
     batch_size: int = 1
     threads: int = 1
     latency_seconds: float = 1.0
@@ -100,9 +108,17 @@ class Measure:
     baseline_runtime: str | None = None
     callers: int | None = None
     device: Device | None = None
+    output: str | None = None
+    sample_weight: bool = False
 
     def __post_init__(self) -> None:
-        _validate.optional(_validate.boolean, "higher_is_better", self.higher_is_better)
+        if isinstance(self.higher_is_better, Mapping):
+            for name, value in self.higher_is_better.items():
+                _validate.boolean(f"higher_is_better[{name!r}]", value)
+        else:
+            _validate.optional(_validate.boolean, "higher_is_better", self.higher_is_better)
+        _validate.optional(_validate.text, "output", self.output)
+        _validate.boolean("sample_weight", self.sample_weight)
         check_metric(self.metric, self.higher_is_better)
         _validate.integer("batch_size", self.batch_size, minimum=1)
         _validate.integer("threads", self.threads, minimum=1)
@@ -153,8 +169,13 @@ class Measure:
         values = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name not in ("metric", "threads", "device")
+            if field.name not in ("metric", "threads", "device", "output", "sample_weight")
         }
+        # What only some models and data have is told where it was asked for.
+        if self.output is not None:
+            values["output"] = self.output
+        if self.sample_weight:
+            values["sample_weight"] = True
         values["metric"] = None if self.metric is None else metric_name(self.metric)
         values["device"] = dataclasses.asdict(self.target)
         return values

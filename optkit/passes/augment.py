@@ -17,6 +17,7 @@ from optkit.errors import ArgumentTypeError, PipelineError
 from optkit.images import ValueRange, value_range
 from optkit.recipe import Recipe
 from optkit.runtime import derive_seed, tensorflow, tf_keras
+from optkit.translate import object_to_tf_keras
 
 __all__ = ["PRESETS", "Augment", "Strengths", "augment_images"]
 
@@ -165,7 +166,8 @@ class _Listed:
         """Makes fresh, seeded copies of the layers: the user's own draw on as they did."""
         layer_class = tf_keras().layers.Layer
         steps: list[Callable[[Any, Any], Any]] = []
-        for i, item in enumerate(self.items):
+        for i, given in enumerate(self.items):
+            item = object_to_tf_keras(given)
             if isinstance(item, layer_class):
                 config = item.get_config()
                 if "seed" in config:
@@ -206,7 +208,7 @@ class Augment(RecipePass):
     ``(height, width, channels)`` in any value range; each is changed anew every time it is seen.
 
     Args:
-        policy: A preset, or a list of tf_keras preprocessing layers and functions to apply in
+        policy: A preset, or a list of Keras preprocessing layers and functions to apply in
             order. Functions take a batch of images, and ``seed`` (an int64 tensor of shape
             ``(2,)``) if they want to be repeatable when called in parallel. Presets: ``"safe"``
             (no flips; for digits, text and whatever has a left and right), ``"photo"`` (mild, with
@@ -296,12 +298,10 @@ class Augment(RecipePass):
                 f"{', '.join([*given, *(['value_range'] if self.value_range else [])])}."
             )
         for i, item in enumerate(self.policy):
-            keras3 = type(item).__module__.partition(".")[0] == "keras"
-            if keras3 or not callable(item) or isinstance(item, type):
-                what = "a Keras 3 layer" if keras3 else type(item).__name__
+            if not callable(item) or isinstance(item, type):
                 raise ArgumentTypeError(
-                    f"`policy[{i}]` must be a tf_keras layer or a function of a batch of images. "
-                    f"Received: {item!r} ({what})."
+                    f"`policy[{i}]` must be a Keras layer or a function of a batch of images. "
+                    f"Received: {item!r} ({type(item).__name__})."
                 )
 
     def _given(self) -> dict[str, Any]:

@@ -23,14 +23,14 @@ class FineTune(TrainPass):
     Args:
         epochs: Epochs at most, at least 1.
         learning_rate: Peak learning rate, above 0.
-        optimizer: Name of a tf_keras optimizer, or an optimizer, of which a fresh copy is used;
+        optimizer: Name of a Keras optimizer, or an optimizer, of which a fresh copy is used;
             ``None`` for the recipe's, else one of the class that the model is compiled with, else
             AdamW.
         weight_decay: Decay of kernels (not of biases or normalization), at least 0; ``None`` for
             the optimizer's own setting.
         patience: Epochs without a better validation metric (ties go by the loss) after which
             training stops; the best weights are restored. ``None`` trains all epochs and keeps the
-            last weights.
+            last weights. Of several outputs, see `Measure(output=…)` for what is watched.
 
     Example:
         >>> import optkit as ok

@@ -48,7 +48,18 @@ class _Smoothing:
     factor: float | str
 
     def prepare(self, task: Task) -> Callable[[Any], Any]:
-        """The transform of dense targets of a task."""
+        """The transform of dense targets of a task; of several outputs, of those with classes."""
+        if task.parts:
+            each = {
+                name: self.prepare(part)
+                for name, part in task.parts.items()
+                # Class numbers that no loss made rows of are not trained on.
+                if part.is_classification and not (part.kind == "multiclass" and part.sparse)
+            }
+            return lambda targets: {
+                name: each[name](values) if name in each else values
+                for name, values in targets.items()
+            }
         # Labels that are independent of each other are two classes each.
         classes = task.classes if task.kind == "multiclass" else 2
         factor = smoothing_for(classes) if isinstance(self.factor, str) else self.factor
@@ -60,7 +71,8 @@ class LabelSmooth(RecipePass):
 
     Use it for classifiers that are too sure of themselves, and where some labels are wrong. Takes
     class numbers, one-hot rows, binary and multi-label targets; accuracy is still counted against
-    the hard labels. Needs a cross-entropy that takes one-hot rows (a sparse one is widened).
+    the hard labels. Needs a cross-entropy that takes one-hot rows (a sparse one is widened). Of
+    several outputs each that predicts classes is smoothed.
 
     Args:
         factor: Share of the certainty that is spread evenly over all classes, in ``(0, 1)``, or
@@ -87,17 +99,19 @@ class LabelSmooth(RecipePass):
 
     def check(self, setting: Setting) -> None:
         """Refuses regression, losses that smooth themselves, losses of class numbers alone."""
-        if not setting.task.is_classification:
+        trained = [setting.task.each[name] for name in setting.loss.each]
+        if not any(task.is_classification for task in trained):
             raise PipelineError(
                 "LabelSmooth spreads certainty over classes, and the task is "
                 f"{setting.task.describe()}. Leave it out."
             )
-        if setting.loss.label_smoothing:
-            raise PipelineError(
-                f"The loss {setting.loss.name!r} (from the {setting.loss.source}) already smooths "
-                f"labels by {setting.loss.label_smoothing:g}. Leave out LabelSmooth, or compile "
-                "the model with a loss that does not."
-            )
+        for loss in setting.loss.each.values():
+            if loss.label_smoothing:
+                raise PipelineError(
+                    f"The loss {loss.name!r} (from the {loss.source}) already smooths labels by "
+                    f"{loss.label_smoothing:g}. Leave out LabelSmooth, or compile the model with a "
+                    "loss that does not."
+                )
         dense_targets(setting.task, setting.loss)
 
     def amend(self, recipe: Recipe) -> Recipe:
