@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from optkit.ablation import Contribution as Contribution
     from optkit.artifact import Artifact as Artifact
     from optkit.artifact import KerasArtifact as KerasArtifact
+    from optkit.artifact import SavedModelArtifact as SavedModelArtifact
     from optkit.artifact import TFLiteArtifact as TFLiteArtifact
     from optkit.artifact import load as load
+    from optkit.artifact import load_model as load_model
     from optkit.base import ConvertPass as ConvertPass
     from optkit.base import Pass as Pass
     from optkit.base import RecipePass as RecipePass
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from optkit.report import Report as Report
     from optkit.report import Row as Row
     from optkit.result import Result as Result
+    from optkit.translate import register_layer as register_layer
     from optkit.workdir import Run as Run
 
 __version__ = "0.1.0"
@@ -98,13 +101,16 @@ _HOME = {
     "Row": "report",
     "Run": "workdir",
     "SWA": "passes.swa",
+    "SavedModelArtifact": "artifact",
     "Setting": "context",
     "State": "context",
     "TFLiteArtifact": "artifact",
     "TrainPass": "base",
     "TransferLearn": "passes.transfer_learn",
     "load": "artifact",
+    "load_model": "artifact",
     "measure": "measuring",
+    "register_layer": "translate",
 }
 
 __all__ = [*_HOME, "__version__", "testing"]  # noqa: PLE0604 (names of this table)

@@ -1,8 +1,17 @@
 """What flows through a pipeline: a model in some form that can predict, be saved and be weighed."""
 
 from optkit.artifact.base import Artifact, Layer
-from optkit.artifact.files import load
+from optkit.artifact.files import load, load_model
 from optkit.artifact.keras import KerasArtifact
+from optkit.artifact.saved_model import SavedModelArtifact
 from optkit.artifact.tflite import TFLiteArtifact
 
-__all__ = ["Artifact", "KerasArtifact", "Layer", "TFLiteArtifact", "load"]
+__all__ = [
+    "Artifact",
+    "KerasArtifact",
+    "Layer",
+    "SavedModelArtifact",
+    "TFLiteArtifact",
+    "load",
+    "load_model",
+]
