@@ -158,13 +158,12 @@ class _Runs:
     def __init__(  # noqa: PLR0917
         self,
         prepared: Prepared,
-        model: Any,
         meter: Meter,
         options: Options,
         workdir: Workdir,
         progress: Progress,
     ):
-        self.prepared, self.model, self.meter = prepared, model, meter
+        self.prepared, self.meter = prepared, meter
         self.options, self.workdir, self.progress = options, workdir, progress
         self.ended = False
         self._done: dict[tuple[int, ...], _Outcome] = {}
@@ -184,7 +183,6 @@ class _Runs:
         first = next(iter(self._done.values()), None)
         runner = Runner(
             dataclasses.replace(self.prepared, steps=tuple(steps)),
-            self.model,
             meter=self.meter,
             progress=self.progress,
             options=dataclasses.replace(self.options, record=whole),
@@ -205,7 +203,6 @@ class _Runs:
 
 def ablate(
     prepared: Prepared,
-    model: Any,
     *,
     meter: Meter,
     progress: bool | Callable[[ProgressEvent], Any] | None,
@@ -220,7 +217,7 @@ def ablate(
     every = {tuple(n for n, _, _ in steps) for _, steps in variants} | {()}
     every.add(tuple(n for n, _, _ in prepared.steps))
     with Progress(progress, len(every) * len(prepared.steps)) as shown:
-        runs = _Runs(prepared, model, meter, options, workdir, shown)
+        runs = _Runs(prepared, meter, options, workdir, shown)
         # The model that came in, whose figures all runs share, and the whole pipeline.
         nothing = runs.outcome("nothing", ())
         full = runs.outcome("everything", prepared.steps)

@@ -17,6 +17,7 @@ from optkit.models import clone, variables_by_path
 from optkit.recipe import Recipe
 from optkit.runtime import tf_keras
 from optkit.serialize import readable
+from optkit.translate import is_keras3, to_tf_keras
 
 __all__ = ["ConvertPass", "Pass", "RecipePass", "RewritePass", "TrainPass"]
 
@@ -148,6 +149,8 @@ class _ModelPass(Pass):
     """A pass from a Keras model to a Keras model, on a copy of its own."""
 
     def _finish(self, state: State, model: Any, context: Context) -> State:
+        if is_keras3(model):
+            model = to_tf_keras(model)
         if not isinstance(model, tf_keras().Model):
             raise OptkitError(
                 f"{type(self).__name__} must return a tf_keras model. It returned {model!r}."

@@ -22,6 +22,7 @@ _PACKAGES = (
     "optkit",
     "tensorflow",
     "tf_keras",
+    "keras",
     "tensorflow-model-optimization",
     "ai-edge-litert",
     "numpy",

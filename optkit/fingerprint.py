@@ -48,6 +48,7 @@ _FOLDER_FILES = 10_000
 _PACKAGES = (
     "tensorflow",
     "tf_keras",
+    "keras",
     "tensorflow-model-optimization",
     "numpy",
     "ai-edge-litert",
@@ -85,7 +86,7 @@ def fingerprint(value: Any) -> str:
     Args:
         value: Plain values and containers of them; arrays and tensors; paths, which count together
             with the content of the file or folder that is there (so does text that is the path of
-            one); tf_keras models, by config, weights, ``trainable`` flags, custom code, and by how
+            one); Keras models, by config, weights, ``trainable`` flags, custom code, and by how
             they are compiled; layers, optimizers, losses; passes; functions and classes;
             objects of which everything they are made of has a fingerprint.
 
@@ -519,7 +520,7 @@ class _Walk:
     def artifact(self, artifact: Artifact) -> bytes:
         """An artifact."""
         if isinstance(artifact, KerasArtifact):
-            return _digest("keras", self.model(artifact.model))
+            return _digest("keras", self.model(artifact.treated().model))
         if isinstance(artifact, TFLiteArtifact):
             return _digest("tflite", artifact.content)
         raise Unfingerprintable(f"an artifact of the class {type(artifact).__qualname__}")
@@ -633,12 +634,14 @@ def _references(code: types.CodeType) -> tuple[set[str], set[tuple[int, tuple[st
 def _settings(value: Any) -> dict[str, Any]:
     """The public attributes of a Keras object that are no state."""
     tf: Any = sys.modules.get("tensorflow")
+    keras3: Any = sys.modules.get("keras")
+    variables = (tf.Variable,) if tf is not None else ()
+    if keras3 is not None:
+        variables += (keras3.Variable,)
     return {
         name: item
         for name, item in sorted(vars(value).items())
-        if not name.startswith("_")
-        and name != "call"
-        and not (tf is not None and isinstance(item, tf.Variable))
+        if not name.startswith("_") and name != "call" and not isinstance(item, variables)
     }
 
 

@@ -28,7 +28,6 @@ class Keeper:
 
     Args:
         prepared: What was prepared.
-        model: The model that came in.
         options: What else was asked for.
         workdir: The folder, or ``None``.
 
@@ -36,8 +35,9 @@ class Keeper:
         notes: What the report should say of it.
     """
 
-    def __init__(self, prepared: Prepared, model: Any, options: Options, workdir: Workdir | None):
-        self.prepared, self.model, self.options = prepared, model, options
+    def __init__(self, prepared: Prepared, options: Options, workdir: Workdir | None):
+        self.prepared, self.options = prepared, options
+        self.model, self._keras = prepared.admitted.model, prepared.admitted.keras
         self.workdir = workdir
         self.notes: list[str] = []
         self._keys: dict[str, str] = {}  # of the stages of this run that are kept, by name
@@ -54,7 +54,9 @@ class Keeper:
         """The key of what depends on the model that came in and on nothing else of the run."""
         if self.workdir is None:
             return None
-        return stage_key(name=name, model=self.model, versions=library_versions())[0]
+        return stage_key(
+            name=name, model=self.model, keras=self._keras, versions=library_versions()
+        )[0]
 
     def key(
         self, item: Pass, context: Context, incoming: str, recipe: Sequence[Pass]
@@ -93,6 +95,7 @@ class Keeper:
             metric=prepared.metric,
             loss=prepared.loss,
             source=self.model,
+            keras=self._keras,
             versions=library_versions(),
             switches=switches(),
         )

@@ -16,10 +16,10 @@ from optkit import _validate
 from optkit.artifact.base import write_atomically
 from optkit.base import Pass
 from optkit.data import Data
+from optkit.entrance import admit
 from optkit.errors import ArgumentTypeError, PipelineError
 from optkit.goals import Goals
 from optkit.measuring import Measure, Meter
-from optkit.models import check_treatable
 from optkit.order import check_order, step_names
 from optkit.prepare import Options, Prepared, prepare
 from optkit.progress import Progress, ProgressEvent
@@ -221,7 +221,8 @@ class Pipeline:
             with isolated(derive_seed(self.seed, "run")):
                 self._prepare(model, data, self._options(None))
         elif model is not None:
-            check_treatable(model)
+            with isolated(derive_seed(self.seed, "run")):
+                admit(model)
 
     def run(
         self,
@@ -244,7 +245,8 @@ class Pipeline:
         and the result holds what was finished.
 
         Args:
-            model: A built functional or Sequential tf_keras model with one output.
+            model: A Keras model, of tf_keras or of Keras 3, built in whatever way, or the path of
+                a file that holds one. The results are of the same Keras.
             data: The data.
             workdir: Folder that keeps every finished stage. A run that died, however, goes on
                 behind the last of them when it is started again with the same arguments; what
@@ -281,7 +283,7 @@ class Pipeline:
             kept = None if workdir is None else stack.enter_context(Workdir(workdir))
             meter = stack.enter_context(self._meter(prepared, options))
             runner = Runner(
-                prepared, model, meter=meter, progress=shown, options=options, workdir=kept
+                prepared, meter=meter, progress=shown, options=options, workdir=kept
             )
             return runner.run()
 
@@ -335,7 +337,6 @@ class Pipeline:
             meter = stack.enter_context(free._meter(prepared, options))
             return ablate(
                 prepared,
-                model,
                 meter=meter,
                 progress=progress,
                 options=options,
@@ -375,7 +376,6 @@ class Pipeline:
         )
 
     def _prepare(self, model: Any, data: Data, options: Options) -> Prepared:
-        check_treatable(model)
         if not isinstance(data, Data):
             raise ArgumentTypeError(
                 "`data` must be an `optkit.Data`, such as `Data(train=(x, y))`. "
@@ -383,7 +383,7 @@ class Pipeline:
             )
         named = zip(self.names, self.passes, strict=True)
         steps = tuple((number, name, item) for number, (name, item) in enumerate(named, 1))
-        return prepare(steps, model, data, self.loss, options)
+        return prepare(steps, admit(model, data), data, self.loss, options)
 
     @staticmethod
     def _meter(prepared: Prepared, options: Options) -> Meter:

@@ -14,6 +14,7 @@ from optkit.artifact import KerasArtifact
 from optkit.base import Pass, RecipePass, TrainPass
 from optkit.context import Setting
 from optkit.data import ArraySplit, BoundData, Data, Split
+from optkit.entrance import Admitted
 from optkit.errors import OptkitError, PipelineError
 from optkit.goals import Goals
 from optkit.measuring import Measure
@@ -54,6 +55,7 @@ class Prepared:
 
     Attributes:
         steps: Number, name and pass of each step.
+        admitted: The model that came in.
         data: The splits, bound to the model's inputs.
         task: What the model is for.
         metric: The metric that "accuracy" stands for.
@@ -61,18 +63,22 @@ class Prepared:
     """
 
     steps: tuple[Step, ...]
+    admitted: Admitted
     data: BoundData
     task: Task
     metric: Metric
     loss: Loss
 
 
-def prepare(steps: Sequence[Step], model: Any, data: Data, loss: Any, options: Options) -> Prepared:
+def prepare(
+    steps: Sequence[Step], admitted: Admitted, data: Data, loss: Any, options: Options
+) -> Prepared:
     """Binds the data to the model, infers what is for what, lets every pass check itself.
 
     Raises:
         PipelineError, ModelError, DataError: For what cannot work.
     """
+    model = admitted.model
     described = signature(model)
     bound = data.bind(described)
     needs = {split for _, _, item in steps for split in item.needs}
@@ -110,7 +116,7 @@ def prepare(steps: Sequence[Step], model: Any, data: Data, loss: Any, options: O
         example=lambda: _example(model, labelled),
     )
     _check_goals(options, task, metric)
-    prepared = Prepared(tuple(steps), bound, task, metric, infer_loss(model, task, loss))
+    prepared = Prepared(tuple(steps), admitted, bound, task, metric, infer_loss(model, task, loss))
     if any(isinstance(item, TrainPass) for _, _, item in steps):
         check_compiled_optimizer(model)
     _check_passes(prepared, model)

@@ -12,6 +12,7 @@ from optkit.artifact import Artifact, KerasArtifact, TFLiteArtifact
 from optkit.errors import GoalsError, ModelError
 from optkit.models import clone, compile_like
 from optkit.report import Report
+from optkit.translate import is_keras3, to_keras3
 
 __all__ = ["Result"]
 
@@ -33,7 +34,7 @@ class Result:
 
     @functools.cached_property
     def model(self) -> Any:
-        """A copy of the Keras model, compiled as the one that came in was.
+        """A copy of the Keras model, of the Keras that came in, compiled as that model was.
 
         Raises:
             ModelError: If the artifact is no Keras model; `stages` holds those before it.
@@ -44,7 +45,9 @@ class Result:
             raise ModelError(
                 f"The result is a {self.artifact.kind} artifact, no Keras model.{hint}"
             )
-        model = clone(self.artifact.model)
+        model = clone(self.artifact.treated().model)
+        if is_keras3(self.artifact.model):
+            model = to_keras3(model)
         compile_like(model, self._source)
         return model
 

@@ -19,7 +19,6 @@ from optkit.errors import ModelError, OptkitError, PassError, Stopped
 from optkit.goals import Goal
 from optkit.keep import BASELINE, Keeper
 from optkit.measuring import Comparison, Measured, Meter
-from optkit.models import clone
 from optkit.prepare import Options, Prepared, shown_data
 from optkit.progress import Kind, Progress
 from optkit.report import Report, Row
@@ -50,7 +49,6 @@ class Runner:
 
     Args:
         prepared: What was prepared.
-        model: The model that came in; it is copied.
         meter: Measures the stages.
         progress: Is told what happens.
         options: What else was asked for.
@@ -65,7 +63,6 @@ class Runner:
     def __init__(
         self,
         prepared: Prepared,
-        model: Any,
         *,
         meter: Meter,
         progress: Progress,
@@ -73,10 +70,11 @@ class Runner:
         workdir: Workdir | None = None,
         baseline: Measured | None = None,
     ):
-        self.prepared, self.model = prepared, model
+        self.prepared, self.admitted = prepared, prepared.admitted
+        self.model = self.admitted.model
         self.meter, self.progress, self.options = meter, progress, options
-        self.kept = Keeper(prepared, model, options, workdir)
-        self.state = State(KerasArtifact(clone(model)))
+        self.kept = Keeper(prepared, options, workdir)
+        self.state = State(self.admitted.copy())
         self.fingerprint = ""  # of the artifact of the state, where there is a workdir
         self.rows: list[Row] = []
         self.stages: dict[str, Artifact] = {}
@@ -113,9 +111,19 @@ class Runner:
             self._tell_undone(self._judge(self._pending))
         if self.options.guard == "end":
             self._guard_at_the_end(points)
-        result = Result(self.state.artifact, self.report(), self.stages, self.model)
+        finished, stages = self._handed_out(self.state.artifact)
+        result = Result(finished, self.report(), stages, self.admitted.given)
         self.kept.record(result.report)
         return result
+
+    def _handed_out(self, artifact: Artifact) -> tuple[Artifact, dict[str, Artifact]]:
+        """What was made, as the user shall have it: an artifact, and the stages."""
+        finish = self.admitted.finished
+        stages = {name: (stage, finish(stage)) for name, stage in self.stages.items()}
+        for stage, finished in stages.values():
+            if stage is artifact:  # one object, as long as it is one
+                return finished, {name: pair[1] for name, pair in stages.items()}
+        return finish(artifact), {name: pair[1] for name, pair in stages.items()}
 
     def _step(self, number: int, name: str, item: Pass, before: _Point) -> None:
         row = self._new_row(number, name, item)
@@ -156,7 +164,7 @@ class Runner:
     def _amend(self, number: int, name: str, item: RecipePass, row: Row, context: Context) -> Row:
         began = time.perf_counter()
         with isolated(context.seed):
-            self.state = _checked(item, item.apply(self.state, context))
+            self.state = self._checked(item, item.apply(self.state, context))
         self._recipe_passes.append(item)
         seconds = time.perf_counter() - began
         self._send("finished", number, name)
@@ -176,7 +184,7 @@ class Runner:
             return dataclasses.replace(row, seconds=stored.facts["seconds"])
         began = time.perf_counter()
         with isolated(context.seed):
-            state = _checked(item, item.apply(self.state, context))
+            state = self._checked(item, item.apply(self.state, context))
         seconds = time.perf_counter() - began
         came_in, recipe = self.state.artifact, self.state.recipe
         self.state = state
@@ -380,6 +388,14 @@ class Runner:
             return f"not possible{undone or ' without what was left out'}: {error}"
         return ""
 
+    def _checked(self, item: Pass, state: State) -> State:
+        """Holds a pass to what it declares."""
+        wanted = item.produces
+        if not isinstance(state, State) or not isinstance(state.artifact, wanted):
+            got = state.artifact if isinstance(state, State) else state
+            raise OptkitError(f"{type(item).__name__} declares {wanted.__name__} and gave {got!r}.")
+        return dataclasses.replace(state, artifact=self.admitted.hold(state.artifact))
+
     # ------------------------------------------------------------------------------ ending early
 
     def _ask_whether_to_stop(self) -> None:
@@ -424,10 +440,11 @@ class Runner:
             str(error) if isinstance(error, OptkitError) else f"{type(error).__name__}: {error}"
         )
         failure = PassError(f"Step {number}, {name}, failed: {reason}", step=number, pass_name=name)
-        failure.report, failure.stages = self.report(), dict(self.stages)
+        failure.report = self.report()
         # An artifact that gives no sound outputs is among the stages, but not the last good one.
         unsound = isinstance(error, ModelError)
-        failure.artifact = (before.state if unsound else self.state).artifact
+        good = (before.state if unsound else self.state).artifact
+        failure.artifact, failure.stages = self._handed_out(good)
         self._send("failed", number, name)
         try:
             self.kept.record(failure.report)
@@ -482,7 +499,7 @@ class Runner:
         """The report so far."""
         prepared, options = self.prepared, self.options
         split = prepared.data.report_split
-        notes = [*prepared.data.notes, *self.meter.notes, *self.kept.notes, *self.notes]
+        notes = [*self.admitted.notes, *prepared.data.notes, *self.meter.notes, *self.kept.notes, *self.notes]
         judged = self.baseline.figures.per_class or {}
         if options.goals.min_class_accuracy is not None and len(judged) < prepared.task.classes:
             notes.append(
@@ -546,12 +563,3 @@ def _stopping(ask: Callable[[], None]) -> Any:
             ask()
 
     return Stopping()
-
-
-def _checked(item: Pass, state: State) -> State:
-    """Holds a pass to what it declares."""
-    wanted = item.produces
-    if not isinstance(state, State) or not isinstance(state.artifact, wanted):
-        got = state.artifact if isinstance(state, State) else state
-        raise OptkitError(f"{type(item).__name__} declares {wanted.__name__} and gave {got!r}.")
-    return state

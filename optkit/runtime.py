@@ -12,12 +12,13 @@ import hashlib
 import logging
 import os
 import random
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["derive_seed", "isolated", "keras", "tensorflow", "tf_keras", "tfmot"]
+__all__ = ["derive_seed", "isolated", "keras", "locked", "tensorflow", "tf_keras", "tfmot"]
 
 # Training needs TensorFlow's global seed, and timing needs a quiet process: one run at a time.
 _LOCK = threading.RLock()
@@ -67,6 +68,13 @@ def tfmot() -> Any:
     return tensorflow_model_optimization
 
 
+@contextlib.contextmanager
+def locked() -> Iterator[None]:
+    """Holds the process-wide lock; a thread that holds it already goes on."""
+    with _LOCK:
+        yield
+
+
 def derive_seed(*parts: object) -> int:
     """A seed in ``[0, 2**31)`` that depends on every part, and on nothing else.
 
@@ -82,8 +90,8 @@ def isolated(seed: int) -> Iterator[None]:
     """Seeds every global generator for the duration and puts all of them back, also on failure.
 
     Holds the process-wide lock, so that runs in several threads take turns. Restored are the
-    global generators of Python, NumPy, TensorFlow and tf_keras, tf_keras' dtype policy, and the
-    level of TensorFlow's logger, which only tells of errors meanwhile.
+    global generators of Python, NumPy, TensorFlow and tf_keras, the dtype policies of both Keras,
+    and the level of TensorFlow's logger, which only tells of errors meanwhile.
 
     Args:
         seed: The seed to work under, in ``[0, 2**31)``.
@@ -102,15 +110,21 @@ def isolated(seed: int) -> Iterator[None]:
         tensorflow_seed, tensorflow_draws = eager._seed, getattr(eager, "_rng", None)
         keras_generator = getattr(backend._SEED_GENERATOR, "generator", None)
         policy = keras.mixed_precision.global_policy()
+        keras3 = sys.modules.get("keras")  # where it is not loaded, it has its defaults
+        policy3 = keras3.config.dtype_policy() if keras3 is not None else None
         logger = tensorflow().get_logger()
         level = logger.level
         try:
             logger.setLevel(logging.ERROR)
             keras.utils.set_random_seed(seed)
             keras.mixed_precision.set_global_policy("float32")
+            if keras3 is not None:
+                keras3.config.set_dtype_policy("float32")
             yield
         finally:
             logger.setLevel(level)
+            if keras3 is not None:
+                keras3.config.set_dtype_policy(policy3)
             keras.mixed_precision.set_global_policy(policy)
             backend._SEED_GENERATOR.generator = keras_generator
             eager._seed, eager._rng = tensorflow_seed, tensorflow_draws

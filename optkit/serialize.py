@@ -11,6 +11,7 @@ from optkit.errors import PipelineError
 __all__ = ["from_plain", "readable", "to_plain"]
 
 _TAG = "__optkit__"
+_KERAS = {"keras": "tf_keras", "keras3": "keras"}
 
 
 def to_plain(name: str, value: Any) -> Any:
@@ -40,27 +41,30 @@ def to_plain(name: str, value: Any) -> Any:
         raise PipelineError(f"`{name}` has keys that are not strings, which JSON cannot hold.")
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         return to_plain(name, value.item())
-    stored = _keras_form(value)
+    library, stored = _keras_form(value)
     if stored is None:
         raise PipelineError(
             f"`{name}` cannot be stored in JSON: {value!r} (of type {type(value).__qualname__}). "
             "Pass a plain value, a path (for a model: save it and pass the file), or an object of "
-            "a class registered with `tf_keras.saving.register_keras_serializable`."
+            "a class registered with `register_keras_serializable` of `tf_keras.saving`, or of "
+            "`keras.saving`."
         )
-    return {_TAG: "keras", "value": stored}
+    return {_TAG: library, "value": stored}
 
 
-def _keras_form(value: Any) -> Any:
-    keras = sys.modules.get("tf_keras")
-    if keras is None or isinstance(value, keras.Model):
-        return None
+def _keras_form(value: Any) -> tuple[str, Any]:
+    """By which Keras an object is stored, and as what; ``None`` if by neither."""
     kind = type(value)
-    of_keras = kind.__module__.partition(".")[0] == "tf_keras"
-    if not hasattr(value, "get_config"):
-        return None
-    if not of_keras and keras.saving.get_registered_name(kind) == kind.__name__:
-        return None  # not registered
-    return keras.saving.serialize_keras_object(value)
+    for tag, name in _KERAS.items():
+        library: Any = sys.modules.get(name)
+        if library is None or not hasattr(value, "get_config"):
+            continue
+        registered = library.saving.get_registered_name(kind) != kind.__name__
+        if kind.__module__.partition(".")[0] == name or registered:
+            if isinstance(value, library.Model):
+                break
+            return tag, library.saving.serialize_keras_object(value)
+    return "", None
 
 
 def from_plain(name: str, value: Any) -> Any:
@@ -80,11 +84,11 @@ def from_plain(name: str, value: Any) -> Any:
         return Path(value["value"])
     if tag == "tuple":
         return tuple(from_plain(name, item) for item in value["value"])
-    if tag != "keras":
+    if tag not in _KERAS:
         raise PipelineError(f"`{name}` is stored in a form that is unknown here: {tag!r}.")
-    from optkit.runtime import tf_keras
+    from optkit import runtime
 
-    keras = tf_keras()
+    keras = runtime.tf_keras() if tag == "keras" else runtime.keras()
     stored = value["value"]
     _refuse_foreign(name, stored, keras)
     return keras.saving.deserialize_keras_object(stored, safe_mode=True)
@@ -105,7 +109,7 @@ def _refuse_foreign(name: str, stored: Any, keras: Any) -> None:
             raise PipelineError(
                 f"`{name}` is stored as {stored['class_name']!r} of module "
                 f"{stored.get('module')!r}, which is not registered here. Import the module that "
-                "registers it with `tf_keras.saving.register_keras_serializable` first."
+                f"registers it with `{keras.__name__}.saving.register_keras_serializable` first."
             )
     for item in stored.values():
         _refuse_foreign(name, item, keras)

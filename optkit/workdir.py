@@ -27,7 +27,7 @@ from typing import IO, Any, Self
 import numpy as np
 
 from optkit import _validate
-from optkit.artifact import Artifact, KerasArtifact, TFLiteArtifact
+from optkit.artifact import Artifact, KerasArtifact, TFLiteArtifact, TreatedArtifact
 from optkit.constraint import Constraint, constraints_from_arrays, constraints_to_arrays
 from optkit.errors import ModelError, OptkitError, PipelineError
 from optkit.fingerprint import Unfingerprintable, fingerprint
@@ -578,7 +578,8 @@ class Run:
         stage = self._named(name)
         folder = self._folder(stage)
         try:
-            return _read_artifact(folder, _verified(folder, stage.key), custom_objects)
+            artifact = _read_artifact(folder, _verified(folder, stage.key), custom_objects)
+            return artifact.finished() if isinstance(artifact, KerasArtifact) else artifact
         except _DamageError as error:
             raise ModelError(_no_artifact(stage, error)) from error
         except Exception as error:
@@ -676,6 +677,9 @@ def _write_artifact(folder: Path, artifact: Artifact) -> dict[str, Any]:
     """Writes the artifact and says what it takes to know it again when it is read back."""
     described: dict[str, Any] = {}
     if isinstance(artifact, KerasArtifact):
+        # In the form in which passes take it: a translation back and forth need not be exact in
+        # everything that a later pass might look at.
+        artifact = artifact.treated()
         model = artifact.model
         # A `.keras` file keeps the flags of layers, but setting that of a model in it sets those of
         # all its layers, and its own flag is lost.
@@ -683,7 +687,9 @@ def _write_artifact(folder: Path, artifact: Artifact) -> dict[str, Any]:
             "layers": _layers(model),
             "trainable": [bool(layer.trainable) for layer in model._flatten_layers()],
             "weights": _weights_checksum(model),
+            "keras": 3 if isinstance(artifact, TreatedArtifact) else 2,
         }
+        artifact = KerasArtifact(model)
     elif not isinstance(artifact, TFLiteArtifact):
         raise OptkitError(f"optkit does not read {artifact.suffix} files back.")
     artifact.save(folder / f"artifact{artifact.suffix}")
@@ -713,7 +719,7 @@ def _read_artifact(
         layer.trainable = flag
     if _weights_checksum(model) != described["weights"]:
         raise ModelError("it has other weights than the model that was written.")
-    return KerasArtifact(model)
+    return TreatedArtifact(model) if described.get("keras") == 3 else KerasArtifact(model)
 
 
 def _layers(model: Any) -> list[list[str]]:

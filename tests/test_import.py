@@ -50,6 +50,7 @@ ORDER = [
     "result",
     "tensorboard",
     "workdir",
+    "entrance",
     "prepare",
     "keep",
     "run",

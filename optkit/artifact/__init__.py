@@ -2,7 +2,7 @@
 
 from optkit.artifact.base import Artifact, Layer
 from optkit.artifact.files import load, load_model
-from optkit.artifact.keras import KerasArtifact
+from optkit.artifact.keras import KerasArtifact, TreatedArtifact
 from optkit.artifact.saved_model import SavedModelArtifact
 from optkit.artifact.tflite import TFLiteArtifact
 
@@ -12,6 +12,7 @@ __all__ = [
     "Layer",
     "SavedModelArtifact",
     "TFLiteArtifact",
+    "TreatedArtifact",
     "load",
     "load_model",
 ]

@@ -1,4 +1,4 @@
-"""A tf_keras model as an artifact."""
+"""A Keras model as an artifact: of tf_keras, or of Keras 3."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ import numpy as np
 from optkit.artifact.base import Artifact, Layer, batches_of, named_inputs
 from optkit.errors import DataError
 from optkit.models import clone, is_compiled, signature
-from optkit.runtime import tensorflow, tf_keras
+from optkit.runtime import keras, tensorflow, tf_keras
+from optkit.translate import is_keras3, to_keras3, to_tf_keras
 
-__all__ = ["KerasArtifact", "inference_function"]
+__all__ = ["KerasArtifact", "TreatedArtifact", "inference_function"]
 
 
 class KerasArtifact(Artifact):
-    """A tf_keras model. Saved as a ``.keras`` file without optimizer state.
+    """A Keras model. Saved by its own Keras as a ``.keras`` file without optimizer state.
 
     Args:
-        model: A built functional or Sequential model. It is kept, not copied.
+        model: A built functional or Sequential model, of tf_keras or of Keras 3. It is kept, not
+            copied.
 
     Example:
         >>> import numpy as np, tf_keras
@@ -41,21 +43,38 @@ class KerasArtifact(Artifact):
     suffix = ".keras"
 
     def __init__(self, model: Any):
-        self._model = model
+        self._given = model
 
     @property
     def model(self) -> Any:
-        """The tf_keras model. Training it would change the artifact: train a copy."""
-        return self._model
+        """The model as it was given. Training it would change the artifact: train a copy."""
+        return self._given
+
+    @functools.cached_property
+    def _model(self) -> Any:
+        """The model as tf_keras."""
+        return to_tf_keras(self._given) if is_keras3(self._given) else self._given
+
+    def treated(self) -> KerasArtifact:
+        """The same artifact with a tf_keras model, as passes take it; itself where it has one."""
+        return TreatedArtifact(self._model) if is_keras3(self._given) else self
+
+    def finished(self) -> KerasArtifact:
+        """The artifact to hand out at the end of a run, with a model of the Keras it came from."""
+        return self
 
     @functools.cached_property
     def _function(self) -> Any:
         return inference_function(self._model, batch=None)
 
-    def predict(self, x: Any, batch_size: int = 32) -> np.ndarray:
-        """Runs the model in inference mode through one compiled ``tf.function``."""
+    def predict(self, x: Any, batch_size: int = 32) -> Any:
+        """Runs the model in inference mode through one compiled ``tf.function``.
+
+        Of a model with several outputs it gives a dict by output name, in the model's order.
+        """
         tf = tensorflow()
-        infos = signature(self._model).inputs
+        described = signature(self._model)
+        infos = described.inputs
         inputs = named_inputs(x, [info.name for info in infos])
         parts = []
         for batch in batches_of(inputs, batch_size):
@@ -68,23 +87,32 @@ class KerasArtifact(Artifact):
                     )
                 plain = value if info.dtype == "string" else value.astype(info.dtype, copy=False)
                 tensors.append(tf.convert_to_tensor(plain))
-            parts.append(self._function(*tensors).numpy())
-        if not parts:
-            return np.zeros((0, *[d or 0 for d in signature(self._model).outputs[0].shape[1:]]))
-        outputs = np.concatenate(parts)
-        return outputs.astype(np.float32, copy=False) if outputs.dtype != np.float64 else outputs
+            parts.append([one.numpy() for one in tf.nest.flatten(self._function(*tensors))])
+        found = {}
+        for place, info in enumerate(described.outputs):
+            if not parts:
+                found[info.name] = np.zeros((0, *[d or 0 for d in info.shape[1:]]))
+                continue
+            outputs = np.concatenate([part[place] for part in parts])
+            narrow = outputs.dtype != np.float64
+            found[info.name] = outputs.astype(np.float32, copy=False) if narrow else outputs
+        return found if len(found) > 1 else next(iter(found.values()))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # As its file: compiled functions cannot travel, and are made anew.
         with tempfile.TemporaryDirectory(prefix="optkit-") as folder:
             path = Path(folder) / f"model{self.suffix}"
             self._write(path)
-            return _from_file, (path.read_bytes(),)
+            return _from_file, (path.read_bytes(), is_keras3(self._given))
 
     def _write(self, path: Path) -> None:
         # A compiled model would take its optimizer's state, twice the size of the weights, along.
-        model = clone(self._model) if is_compiled(self._model) else self._model
-        tf_keras().models.save_model(model, path, save_format="keras")
+        model = clone(self._model) if is_compiled(self._given) else self._model
+        if is_keras3(self._given):
+            given = self._given if model is self._model else to_keras3(model)
+            given.save(path)
+        else:
+            tf_keras().models.save_model(model, path, save_format="keras")
         _undate(path)
 
     @property
@@ -132,6 +160,31 @@ class KerasArtifact(Artifact):
         return tuple(found)
 
 
+class TreatedArtifact(KerasArtifact):
+    """A Keras 3 model on its way through a pipeline: its model is the translation to tf_keras.
+
+    Everything else is that of the Keras 3 model it goes back to: its file, its size.
+    """
+
+    @functools.cached_property
+    def _keras3(self) -> Any:
+        return to_keras3(self._given)
+
+    def finished(self) -> KerasArtifact:
+        """The artifact of the Keras 3 model."""
+        return KerasArtifact(self._keras3)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _treated, (self.finished(),)
+
+    def _write(self, path: Path) -> None:
+        self.finished()._write(path)
+
+
+def _treated(artifact: KerasArtifact) -> KerasArtifact:
+    return artifact.treated()
+
+
 def _describe(layer: Any, name: str, counted: set[int]) -> Layer:
     """A layer's weights that are not yet counted."""
     weights = [weight for weight in layer.weights if id(weight) not in counted]
@@ -151,12 +204,13 @@ def _describe(layer: Any, name: str, counted: set[int]) -> Layer:
     )
 
 
-def _from_file(content: bytes) -> KerasArtifact:
+def _from_file(content: bytes, keras3: bool) -> KerasArtifact:
     """The artifact whose file has this content."""
     with tempfile.TemporaryDirectory(prefix="optkit-") as folder:
         path = Path(folder) / f"model{KerasArtifact.suffix}"
         path.write_bytes(content)
-        return KerasArtifact(tf_keras().models.load_model(path, compile=False))
+        library = keras() if keras3 else tf_keras()
+        return KerasArtifact(library.models.load_model(path, compile=False))
 
 
 def _undate(path: Path) -> None:

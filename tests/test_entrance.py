@@ -1,0 +1,228 @@
+"""Whatever Keras model comes in, its own kind goes out: results, stages, files, kept runs."""
+
+from __future__ import annotations
+
+import pickle
+
+import keras
+import numpy as np
+import pytest
+import tf_keras
+
+import optkit as ok
+from optkit.entrance import admit
+from optkit.quickstart import build_model
+from optkit.testing import digits
+
+QUICK = ok.Measure(latency_seconds=0, memory=False)
+
+
+def three(name="three"):
+    """A compiled Keras 3 classifier of the digits."""
+    keras.utils.set_random_seed(3)
+    image = keras.Input((8, 8, 1), name="image")
+    x = keras.layers.Conv2D(8, 3, padding="same", use_bias=False, name="conv")(image)
+    x = keras.layers.BatchNormalization(name="norm")(x)
+    x = keras.ops.relu(x)
+    x = keras.layers.Flatten(name="flat")(x)
+    x = keras.layers.Dense(10, activation="softmax", name="classes")(x)
+    model = keras.Model(image, x, name=name)
+    model.compile(
+        optimizer=keras.optimizers.SGD(0.05, momentum=0.9),
+        loss=keras.losses.SparseCategoricalCrossentropy(),
+        metrics=["accuracy"],
+    )
+    return model
+
+
+@pytest.fixture(scope="module")
+def run():
+    model, data = three(), digits(400)
+    model.fit(*data.train, epochs=3, verbose=0)
+    before = [value.copy() for value in model.get_weights()]
+    pipeline = ok.Pipeline(
+        [ok.LabelSmooth(0.1), ok.FineTune(epochs=1), ok.Prune(0.5, epochs=2), ok.QuantizeINT8(50)],
+        seed=2,
+    )
+    result = pipeline.run(model, data, progress=False, measure=QUICK)
+    for one, other in zip(before, model.get_weights(), strict=True):
+        assert np.array_equal(one, other)
+    return model, data, result
+
+
+def test_the_stages_of_a_keras_3_model_are_keras_3_models(run):
+    model, data, result = run
+    assert list(result.stages) == ["FineTune", "Prune", "QuantizeINT8"]
+    for name in ("FineTune", "Prune"):
+        stage = result.stages[name]
+        assert isinstance(stage.model, keras.Model)
+        assert [layer.name for layer in stage.model.layers] == [
+            layer.name for layer in model.layers
+        ]
+        outputs = stage.model.predict(data.test[0], verbose=0)
+        assert np.abs(outputs - stage.predict(data.test[0])).max() < 1e-6
+        assert stage.parameters == model.count_params()
+    assert isinstance(result.artifact, ok.TFLiteArtifact)
+
+
+def test_figures_of_a_keras_3_stage_are_those_of_its_file(run, tmp_path):
+    _, _, result = run
+    stage, row = result.stages["Prune"], result.report.rows[2]
+    path = stage.save(tmp_path / "prune.keras")
+    assert path.stat().st_size == row.after.size_bytes == stage.size_bytes
+    again = keras.models.load_model(path)
+    assert isinstance(again, keras.Model)
+    for one, other in zip(again.get_weights(), stage.model.get_weights(), strict=True):
+        assert np.array_equal(one, other)
+    assert ok.load(path).parameters == stage.parameters
+
+
+def test_the_result_is_compiled_like_the_model_that_came():
+    model, data = three(), digits(200)
+    result = ok.Pipeline([ok.FineTune(epochs=1)]).run(model, data, progress=False, measure=QUICK)
+    again = result.model
+    assert isinstance(again, keras.Model)
+    assert again is not result.artifact.model
+    assert type(again.optimizer) is keras.optimizers.SGD
+    assert again.optimizer is not model.optimizer
+    assert float(again.optimizer.momentum) == 0.9
+    assert isinstance(again.loss, keras.losses.SparseCategoricalCrossentropy)
+    loss, accuracy = again.evaluate(*data.test, verbose=0)
+    assert accuracy == pytest.approx(result.report.final.accuracy, abs=1e-6)
+    assert np.isfinite(loss)
+
+
+def test_a_keras_3_artifact_can_be_measured_and_pickled(run):
+    model, data, result = run
+    stage = pickle.loads(pickle.dumps(result.stages["FineTune"]))
+    assert isinstance(stage.model, keras.Model)
+    x = data.test[0]
+    assert np.array_equal(stage.predict(x), result.stages["FineTune"].predict(x))
+    found = ok.measure(model, data, measure=QUICK)
+    assert found.figures.accuracy == result.report.baseline.accuracy
+
+
+def test_a_kept_run_of_a_keras_3_model_is_reused_and_shown_as_keras_3(tmp_path):
+    data, events = digits(200), []
+    pipeline = ok.Pipeline([ok.FineTune(epochs=1), ok.Prune(0.4, epochs=1)])
+    model = three()
+    first = pipeline.run(model, data, workdir=tmp_path, progress=False, measure=QUICK)
+    second = pipeline.run(
+        model,
+        data,
+        workdir=tmp_path,
+        progress=lambda event: events.append(event.kind),
+        measure=QUICK,
+    )
+    assert events.count("reused") == 2
+    for name, stage in first.stages.items():
+        shown = ok.Run(tmp_path).load(name)
+        for other in (second.stages[name], shown):
+            assert isinstance(other.model, keras.Model)
+            for one, two in zip(stage.model.get_weights(), other.model.get_weights(), strict=True):
+                assert np.array_equal(one, two)
+
+
+def test_a_tf_keras_twin_does_not_find_the_stages_of_a_keras_3_model(tmp_path):
+    data, events = digits(200), []
+    pipeline = ok.Pipeline([ok.BNReestimate()])
+    model = three()
+    pipeline.run(model, data, workdir=tmp_path, progress=False, measure=QUICK)
+    result = pipeline.run(
+        admit(model).model,
+        data,
+        workdir=tmp_path,
+        progress=lambda event: events.append(event.kind),
+        measure=QUICK,
+    )
+    assert "reused" not in events
+    assert isinstance(result.artifact.model, tf_keras.Model)
+
+
+def test_paths_are_read_and_results_are_of_the_keras_of_the_file(tmp_path):
+    data = digits(200)
+    three().save(tmp_path / "three.keras")
+    build_model().save(tmp_path / "two.keras")
+    build_model().save(tmp_path / "two.h5")
+    pipeline = ok.Pipeline([ok.BNReestimate()])
+    for name, library in (("three.keras", keras), ("two.keras", tf_keras), ("two.h5", tf_keras)):
+        result = pipeline.run(tmp_path / name, data, progress=False, measure=QUICK)
+        assert isinstance(result.model, library.Model), name
+        result = pipeline.run(str(tmp_path / name), data, progress=False, measure=QUICK)
+        assert isinstance(result.model, library.Model), name
+
+
+def test_keras_3_objects_are_taken_where_passes_take_objects():
+    data = digits(200)
+    passes = [
+        ok.Augment([keras.layers.RandomTranslation(0.1, 0.1, seed=3)]),
+        ok.FineTune(epochs=1, optimizer=keras.optimizers.RMSprop(1e-3)),
+        ok.TransferLearn(backbone(), epochs=1),
+    ]
+    pipeline = ok.Pipeline(passes, loss=keras.losses.SparseCategoricalCrossentropy())
+    model = three()
+    result = pipeline.run(
+        model,
+        data,
+        progress=False,
+        measure=ok.Measure(
+            metric=keras.metrics.SparseTopKCategoricalAccuracy(3),
+            latency_seconds=0,
+            memory=False,
+        ),
+    )
+    assert isinstance(result.model, keras.Model)
+    assert isinstance(passes[1].optimizer, keras.optimizers.RMSprop)
+    assert result.report.metric == "sparse_top_k_categorical_accuracy"
+
+
+def backbone():
+    """Features of the digits, as a Keras 3 model."""
+    image = keras.Input((8, 8, 1), name="pixels")
+    x = keras.layers.Conv2D(8, 3, activation="relu", name="features")(image)
+    return keras.Model(image, keras.layers.GlobalMaxPooling2D(name="most")(x), name="backbone")
+
+
+def test_objects_of_keras_3_are_stored_with_a_pipeline(tmp_path):
+    pipeline = ok.Pipeline(
+        [ok.FineTune(epochs=1, optimizer=keras.optimizers.RMSprop(0.01))],
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    pipeline.to_json(tmp_path / "p.json")
+    again = ok.Pipeline.from_json(tmp_path / "p.json")
+    optimizer = again[0].optimizer
+    assert type(optimizer) is keras.optimizers.RMSprop
+    assert float(optimizer.learning_rate) == pytest.approx(0.01)
+    assert again.loss.get_config()["from_logits"] is True
+
+
+def test_the_policies_of_both_libraries_stay_as_they_were():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    tf_keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        model = build_plain()
+        ok.Pipeline([ok.FineTune(epochs=1)]).run(
+            model, digits(200), progress=False, measure=QUICK
+        )
+        assert keras.config.dtype_policy().name == "mixed_bfloat16"
+        assert tf_keras.mixed_precision.global_policy().name == "mixed_float16"
+    finally:
+        keras.config.set_dtype_policy("float32")
+        tf_keras.mixed_precision.set_global_policy("float32")
+
+
+def build_plain():
+    """A Keras 3 model whose layers say that they compute in float32."""
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1), dtype="float32"),
+            keras.layers.Flatten(dtype="float32"),
+            keras.layers.Dense(10, activation="softmax", dtype="float32"),
+        ]
+    )
+
+
+@pytest.mark.parametrize("wrong", [None, 3, [1, 2], keras.layers.Dense(2), object()])
+def test_what_is_no_model_is_refused(wrong):
+    with pytest.raises(ok.ModelError, match="Expected a Keras model"):
+        ok.Pipeline([ok.BNReestimate()]).run(wrong, digits(200))
