@@ -117,6 +117,8 @@ class Backward:
         config = dict(layer.get_config())
         if "dtype" in config:
             config["dtype"] = policy_name(config["dtype"])
+        if "name" in config:
+            config["name"] = _plain_name(config["name"])
         config.pop("batch_input_shape", None)
         if pair.to_keras3 is not None:
             config = pair.to_keras3(config)
@@ -160,6 +162,8 @@ class Backward:
         given = arguments(name, config, target, forward=False, convert=convert)
         if given is None:
             raise _NotNativeError
+        if "name" in given:
+            given["name"] = _plain_name(given["name"])
         result = target(**special.amend(name, given, forward=False))
         self._pending.append((layer, result, None))
         return result
@@ -174,8 +178,8 @@ class Backward:
             )
         else:
             result = self._layer(layer, [], place)
-        if result is None:
-            raise _NotNativeError
+        if result is None or (hasattr(layer, "go_backwards") and hasattr(result, "forms")):
+            raise _NotNativeError  # a bidirectional layer asks its layers for more than to run
         return result
 
     def _value(self, layer: Any, key: str, value: Any) -> Any:
@@ -199,7 +203,7 @@ class Backward:
     def _lambda(self, layer: Any) -> Any:
         return keras3().layers.Lambda(
             layer.function,
-            name=layer.name,
+            name=_plain_name(layer.name),
             mask=layer.mask,
             arguments=dict(layer.arguments),
             dtype=policy_name(layer.dtype_policy),
@@ -267,10 +271,10 @@ class Backward:
         first = keras.Input(
             batch_shape=tuple(tensor.shape),
             dtype=tensor.dtype.name,
-            name=model.input_names[0],
+            name=_plain_name(model.input_names[0]),
             sparse=_is_sparse(tensor),
         )
-        result = keras.Sequential([first, *layers], name=model.name)
+        result = keras.Sequential([first, *layers], name=_plain_name(model.name))
         self._settle_weights()
         _flag(model, result)
         return result
@@ -283,7 +287,7 @@ class Backward:
             values[id(tensor)] = keras.Input(
                 batch_shape=tuple(tensor.shape),
                 dtype=tensor.dtype.name,
-                name=tensor.node.layer.name,
+                name=_plain_name(tensor.node.layer.name),
                 sparse=_is_sparse(tensor),
             )
             return values[id(tensor)]
@@ -293,7 +297,7 @@ class Backward:
             if not node.is_input:
                 self._call_node(node, values)
         outputs = _map(model._nested_outputs, lambda tensor: values[id(tensor)])
-        result = keras.Model(inputs, outputs, name=model.name)
+        result = keras.Model(inputs, outputs, name=_plain_name(model.name))
         self._settle_weights()
         _flag(model, result)
         return result
@@ -321,6 +325,8 @@ class Backward:
                 for key, value in _map(dict(node.call_kwargs), swap).items()
                 if not (key in ("training", "mask") and value is None)
             }
+            if hasattr(old, "_num_constants") and args and isinstance(args[0], list | tuple):
+                args, kwargs = _split_states(args, kwargs, old._num_constants or 0)
             result = layer(*args, **_known(layer, kwargs))
         flat = keras3().tree.flatten(result)
         for one, new in zip(tensorflow().nest.flatten(node.outputs), flat, strict=True):
@@ -332,8 +338,8 @@ class Backward:
             source, target, translate = entry
             if not (target.built and source.built):
                 continue
-            copy_weights(source, target, forward=False, translate=translate)
-            copy_flags(source, target, forward=False)
+            copy_weights(source, target, translate)
+            copy_flags(source, target)
             self._pending.remove(entry)
 
 
@@ -387,7 +393,19 @@ def _form(node: Any) -> tuple[dict[str, Any], list[Any]]:
     return form_of(node.call_args, kwargs, _is_symbolic)
 
 
+def _split_states(args: Any, kwargs: Any, constants: int) -> tuple[Any, Any]:
+    """A recurrent layer of tf_keras notes its initial states behind its input, in one list."""
+    first, *states = args[0]
+    if constants:
+        kwargs["constants"] = states[-constants:]
+        states = states[:-constants]
+    if states:
+        kwargs["initial_state"] = states if len(states) > 1 else states[0]
+    return [first, *args[1:]], kwargs
+
+
 def _plain_name(name: str) -> str:
+    """A name as Keras 3 takes it: a slash stands for a path there, and cannot be in a name."""
     return name.replace("/", "_")
 
 
@@ -405,7 +423,7 @@ def _known(layer: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in kwargs.items()
-        if key in names or open_ended or value not in (None, False)
+        if key in names or open_ended or not (value is None or value is False)
     }
 
 

@@ -6,7 +6,6 @@ file that holds one is readable wherever optkit is installed.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import tensorflow as tf
@@ -14,6 +13,7 @@ import tf_keras
 
 from optkit.translate.forms import fill
 from optkit.translate.revive import revive, serialized
+from optkit.translate.weights import ordered
 
 __all__ = ["KerasOperation"]
 
@@ -145,13 +145,13 @@ class KerasOperation(tf_keras.layers.Layer):  # type: ignore[misc]
     def save_own_variables(self, store: Any) -> None:
         """Writes the variables in Keras 3's order, whatever is frozen."""
         if self._box.is_layer:
-            for number, variable in enumerate(_ordered(self.operation)):
+            for number, variable in enumerate(ordered(self.operation)):
                 store[str(number)] = variable.numpy()
 
     def load_own_variables(self, store: Any) -> None:
         """Reads what `save_own_variables` wrote."""
         if self._box.is_layer:
-            for number, variable in enumerate(_ordered(self.operation)):
+            for number, variable in enumerate(ordered(self.operation)):
                 variable.assign(store[str(number)][()])
 
     def build(self, input_shape: Any) -> None:
@@ -207,27 +207,6 @@ class KerasOperation(tf_keras.layers.Layer):  # type: ignore[misc]
         return total
 
 
-def _ordered(layer: Any) -> list[Any]:
-    """Its weights in an order that does not depend on what is frozen."""
-    return sorted_by_layer(layer)
-
-
-def sorted_by_layer(layer: Any) -> list[Any]:
-    """The Keras 3 weights of a layer, each once, part by part."""
-    seen: set[int] = set()
-    found = []
-    for part in layer._flatten_layers():
-        for variable in (*part._trainable_variables, *part._non_trainable_variables):
-            if id(variable) not in seen and not _is_seed(variable):
-                seen.add(id(variable))
-                found.append(variable)
-    return found
-
-
-def _is_seed(variable: Any) -> bool:
-    return variable.name == "seed_generator_state"
-
-
 def _is_sparse(tensor: Any) -> bool:
     return isinstance(tensor, tf.SparseTensor)
 
@@ -239,7 +218,3 @@ def _as_bool(training: Any) -> Any:
         return training
     return bool(training)
 
-
-def takes(layer: Any, name: str) -> bool:
-    """Whether a layer's ``call`` has a parameter of that name."""
-    return name in inspect.signature(layer.call).parameters

@@ -40,6 +40,11 @@ class TensorFlowFunction(keras.layers.Layer):  # type: ignore[misc]
         """How it is called."""
         return list(self._plain_forms.value)
 
+    @property
+    def function(self) -> Any:
+        """The function."""
+        return self._function.value
+
     def build(self, *_: Any) -> None:
         """Nothing to build."""
         self.built = True
@@ -104,9 +109,7 @@ def tensorflow_function(symbol: str) -> Any:
             f"`tf.{symbol}` is not among the functions of tensors that optkit runs by name."
         )
     if space == "__operators__":
-        from tf_keras.src.layers.core import tf_op_layer
-
-        return tf_op_layer.tf.__operators__.__dict__[leaf] if False else _operator(leaf)
+        return _operator(leaf)
     found: Any = tf
     for part in plain.split("."):
         found = getattr(found, part, None)
@@ -186,6 +189,9 @@ class TfKerasLayer(keras.layers.Layer):  # type: ignore[misc]
     def _adopt(self) -> None:
         if self._adopted:
             return
+        locked = self._tracker.locked
+        if locked:  # the first call comes after `build`, which knows no dtypes
+            self._tracker.unlock()
         own = [*self.layer.trainable_weights]
         trained = {id(variable) for variable in own}
         for variable in self.layer.weights:
@@ -197,6 +203,8 @@ class TfKerasLayer(keras.layers.Layer):  # type: ignore[misc]
                 name=leaf,
             )
             self._track_variable(wrapped)
+        if locked:
+            self._tracker.lock()
         self._adopted = True
 
     def compute_output_spec(self, inputs: Any, form: int = 0, training: Any = None) -> Any:

@@ -9,11 +9,11 @@ from typing import Any
 from optkit.errors import ModelError
 from optkit.runtime import keras as keras3
 from optkit.runtime import tensorflow, tf_keras
-from optkit.translate.forms import UnknownValueError, form_of
+from optkit.translate.forms import UnknownValueError, fill, form_of
 from optkit.translate.native import NATIVE, arguments, policy_name
 from optkit.translate.objects import convert_object
 from optkit.translate.registry import pair_of
-from optkit.translate.weights import copy_flags, copy_weights, parts_fit
+from optkit.translate.weights import copy_flags, copy_weights
 
 __all__ = ["Forward"]
 
@@ -144,9 +144,17 @@ class Forward:
 
     def _unwrapped(self, layer: Any) -> Any:
         """The tf_keras layer that a Keras 3 layer of optkit's carries, if it is one."""
-        if type(layer).__module__ != "optkit.translate.carrier3":
+        if not _is_carrier3(layer):
             return None
-        return layer.to_tf_keras(self)
+        if type(layer).__name__ == "TensorFlowFunction":
+            from tf_keras.src.layers.core import tf_op_layer
+
+            slicing = layer.symbol == "__operators__.getitem"
+            kind = tf_op_layer.SlicingOpLambda if slicing else tf_op_layer.TFOpLambda
+            return kind(layer.function, name=layer.name)
+        from optkit.translate.revive import revive_tf_keras, serialized_tf_keras
+
+        return self._later(layer, revive_tf_keras(serialized_tf_keras(layer.layer)))
 
     def _native(self, layer: Any, nodes: list[Any], place: str) -> Any:
         keras, legacy = keras3(), tf_keras()
@@ -159,6 +167,8 @@ class Forward:
         from optkit.translate import special
 
         special.check(layer, nodes, forward=True, refuse=_NotNativeError)
+        if not all(_understands(target, _call(node)[1]) for node in nodes):
+            raise _NotNativeError
         config = special.config(layer, forward=True)
         inner = special.inner_layers(layer)
 
@@ -191,8 +201,8 @@ class Forward:
             result = self._native(layer, [], place)  # a cell cannot be carried, so its RNN is
         else:
             result = self._layer(layer, [], place)
-        if result is None:
-            raise _NotNativeError
+        if result is None or (hasattr(layer, "go_backwards") and hasattr(result, "operation")):
+            raise _NotNativeError  # a bidirectional layer asks its layers for more than to run
         return result
 
     def _value(self, layer: Any, key: str, value: Any) -> Any:
@@ -322,6 +332,11 @@ class Forward:
             number = layer.forms.index(form)
             extra = {"form": number} if number else {}
             result = layer(given[0] if len(given) == 1 else given, **extra)
+        elif _is_carrier3(operation):
+            tensors = [value_of(tensor) for tensor in node.input_tensors]
+            number = node.arguments.kwargs.get("form", 0)
+            args, kwargs = fill(operation.forms[number], tensors)
+            result = layer(*args, **kwargs)
         else:
             args, kwargs = _call(node)
             swap = lambda item: value_of(item) if _is_symbolic(item) else item  # noqa: E731
@@ -337,8 +352,8 @@ class Forward:
         for source, target, translate in list(waiting):
             if not (target.built and source.built):
                 continue
-            copy_weights(source, target, forward=True, translate=translate)
-            copy_flags(source, target, forward=True)
+            copy_weights(source, target, translate)
+            copy_flags(source, target)
             waiting.remove((source, target, translate))
 
 
@@ -396,6 +411,10 @@ def _is_input(operation: Any) -> bool:
 
 def _is_symbolic(value: Any) -> bool:
     return isinstance(value, keras3().KerasTensor)
+
+
+def _is_carrier3(layer: Any) -> bool:
+    return type(layer).__module__ == "optkit.translate.carrier3"
 
 
 def _is_cell(layer: Any) -> bool:
@@ -464,6 +483,15 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
+def _understands(target: type, kwargs: dict[str, Any]) -> bool:
+    """Whether a tf_keras class takes what a Keras 3 layer is called with."""
+    names = inspect.signature(target.call).parameters  # type: ignore[attr-defined]
+    return all(
+        key in names or key == "initial_state" or value is None or value is False
+        for key, value in kwargs.items()
+    )
+
+
 def _known(layer: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Without the arguments that say nothing and that a tf_keras layer may not have."""
     names = inspect.signature(layer.call).parameters
@@ -471,7 +499,10 @@ def _known(layer: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in kwargs.items()
-        if key in names or open_ended or key == "initial_state" or value not in (None, False)
+        if key in names
+        or open_ended
+        or key == "initial_state"
+        or not (value is None or value is False)
     }
 
 

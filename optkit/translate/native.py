@@ -26,9 +26,9 @@ NATIVE = frozenset(
     GroupNormalization HashedCrossing Hashing Identity IntegerLookup LSTM LSTMCell
     LayerNormalization LeakyReLU Masking MaxPooling1D MaxPooling2D MaxPooling3D Maximum Minimum
     MultiHeadAttention Multiply Normalization PReLU Permute RNN RandomBrightness RandomContrast
-    RandomCrop RandomFlip RandomRotation RandomTranslation RandomZoom ReLU RepeatVector Rescaling
+    RandomFlip RandomRotation RandomTranslation RandomZoom ReLU RepeatVector Rescaling
     Reshape Resizing SeparableConv1D SeparableConv2D SimpleRNN SimpleRNNCell Softmax
-    SpatialDropout1D SpatialDropout2D SpatialDropout3D SpectralNormalization StackedRNNCells
+    SpatialDropout1D SpatialDropout2D SpatialDropout3D StackedRNNCells
     StringLookup Subtract TextVectorization TimeDistributed UnitNormalization UpSampling1D
     UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
     """.split()
@@ -57,7 +57,11 @@ _SAME_WITHOUT: dict[str, tuple[Any, ...]] = {
     "is_quantized": (False,),
     "lora_alpha": (None,),
     "lora_rank": (None,),
-    "oov_method": (None, "farmhash"),
+    "kernel_constraint": (_ANY,),  # of separable convolutions, which have other kernels
+    "kernel_initializer": (_ANY,),
+    "kernel_regularizer": (_ANY,),
+    "noise_shape": (None,),
+    "oov_method": (None, "floormod"),
     "pad_to_aspect_ratio": (False,),
     "quantization_config": (None,),
     "quantization_mode": (None,),
@@ -66,6 +70,7 @@ _SAME_WITHOUT: dict[str, tuple[Any, ...]] = {
     "renorm_clipping": (_ANY,),
     "renorm_momentum": (_ANY,),
     "rms_scaling": (False,),
+    "rng_type": (_ANY,),
     "salt": (None,),
     "seed": (_ANY,),
     "sliding_window": (None,),
@@ -73,8 +78,10 @@ _SAME_WITHOUT: dict[str, tuple[Any, ...]] = {
     "robust_masking": (_ANY,),
     "sparse": (False,),
     "time_major": (False,),
+    "trainable": (_ANY,),  # copied with the flags
     "use_cudnn": (_ANY,),
     "use_gate": (False,),
+    "vocabulary_size": (_ANY,),  # told by the vocabulary
     "value_range": ((0, 255), [0, 255]),
     "zero_output_for_mask": (False,),
     # shapes that tf_keras keeps for itself
@@ -87,8 +94,6 @@ _RENAMED = {
     "LeakyReLU": {"negative_slope": "alpha"},  # Keras 3's name to that of tf_keras
     "ReLU": {},
 }
-
-_ALIASES: dict[str, dict[str, Any]] = {}
 
 
 def policy_name(policy: Any) -> str | None:
@@ -118,9 +123,9 @@ def accepted(kind: type) -> frozenset[str]:
         }
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
-    else:
-        names |= {"name", "trainable", "dtype"}
-    return frozenset((names - {"self"}) | {"name", "trainable", "dtype"})
+    if "return_sequences" in names:
+        names.add("zero_output_for_mask")  # taken out of the keywords by tf_keras
+    return frozenset(names - {"self"})
 
 
 def arguments(

@@ -25,8 +25,19 @@ def serialized(value: Any) -> Any:
     """
     import keras
 
-    stored = keras.saving.serialize_keras_object(value)
+    stored = _repaired(keras.saving.serialize_keras_object(value))
     remember(value, stored)
+    return stored
+
+
+def _repaired(stored: Any) -> Any:
+    """With what Keras writes but cannot read put right."""
+    if isinstance(stored, dict) and stored.get("class_name") == "RandomShear":
+        config = dict(stored["config"])
+        for key in ("x_factor", "y_factor"):  # kept as (-x, x), where only x is taken
+            if isinstance(config.get(key), list | tuple):
+                config[key] = abs(config[key][1])
+        return {**stored, "config": config}
     return stored
 
 

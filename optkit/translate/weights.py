@@ -8,17 +8,17 @@ import numpy as np
 
 from optkit.errors import ModelError
 
-__all__ = ["copy_flags", "copy_weights", "ordered", "parts_fit"]
+__all__ = ["copy_flags", "copy_weights", "ordered"]
 
 
-def copy_weights(source: Any, target: Any, *, forward: bool, translate: Any = None) -> None:
+def copy_weights(source: Any, target: Any, translate: Any = None) -> None:
     """Copies the weights of a built layer to its built translation.
 
     Raises:
         ModelError: If the translation has other weights.
     """
     old, new = ordered(source), ordered(target)
-    values = [np.asarray(_array(variable)) for variable in old]
+    values = [np.asarray(variable.numpy()) for variable in old]
     if translate is not None:
         values = [np.asarray(value) for value in translate(values)]
     if [value.shape for value in values] != [tuple(variable.shape) for variable in new]:
@@ -34,56 +34,80 @@ def copy_weights(source: Any, target: Any, *, forward: bool, translate: Any = No
         target.finalize_state()
 
 
-def _array(variable: Any) -> Any:
-    return variable.numpy()
-
-
 def ordered(layer: Any) -> list[Any]:
     """The weights of a layer, each once, part by part, whatever is frozen.
 
-    The seeds of random generators and the counters of lookup tables are not among them.
+    The seeds of random generators are not among them, nor are the weights of models within the
+    layer: those have their own graph, and are copied with it.
     """
-    if hasattr(layer, "operation"):
-        from optkit.translate.carrier2 import sorted_by_layer
-
-        return [variable.value for variable in sorted_by_layer(layer.operation)]
+    carried = _carried(layer)
+    if carried is not layer:
+        return ordered(carried)
     seen: set[int] = set()
     found = []
-    for part in layer._flatten_layers():
+    for part in _parts(layer):
         trained = getattr(part, "_trainable_variables", None)
         if trained is None:
             own = [*part._trainable_weights, *part._non_trainable_weights]
         else:
             own = [*trained, *part._non_trainable_variables]
         for variable in own:
-            if id(variable) not in seen and not variable.name.startswith("seed_generator_state"):
+            if id(variable) not in seen and not _is_bookkeeping(variable):
                 seen.add(id(variable))
                 found.append(variable)
     return found
 
 
-def parts_fit(source: Any, target: Any) -> bool:
-    """Whether both have weights of the same shapes in the same order."""
-    shapes = [[tuple(v.shape) for v in ordered(layer)] for layer in (source, target)]
-    return shapes[0] == shapes[1]
+def _carried(layer: Any) -> Any:
+    """What one of optkit's carriers carries; any other layer itself."""
+    kind = type(layer)
+    if kind.__module__ in ("optkit.translate.carrier2", "optkit.translate.carrier3"):
+        return getattr(layer, "operation", None) or getattr(layer, "layer", layer)
+    return layer
 
 
-def copy_flags(source: Any, target: Any, *, forward: bool) -> None:
+def _is_bookkeeping(variable: Any) -> bool:
+    """Seeds of random generators, and the weights of words, which come with the vocabulary."""
+    shape = variable.shape
+    unknown = None in shape if isinstance(shape, tuple) else not shape.is_fully_defined()
+    return unknown or variable.name.startswith("seed_generator_state")
+
+
+def _parts(layer: Any) -> list[Any]:
+    """The layer, and the layers inside it in the order in which it got them."""
+    found: list[Any] = []
+
+    def visit(part: Any) -> None:
+        if any(part is known for known in found):
+            return
+        found.append(part)
+        for child in children(part):
+            if not _has_graph(child):
+                visit(child)
+
+    visit(layer)
+    return found
+
+
+def children(layer: Any) -> list[Any]:
+    """The layers directly inside a layer."""
+    if hasattr(layer, "_layers"):  # Keras 3
+        return list(layer._layers)
+    return list(layer._flatten_layers(recursive=False, include_self=False))
+
+
+def _has_graph(layer: Any) -> bool:
+    return any(base.__name__ in ("Functional", "Sequential") for base in type(layer).__mro__)
+
+
+def copy_flags(source: Any, target: Any) -> None:
     """Freezes in the translation what is frozen in the layer."""
-    if hasattr(target, "operation"):
-        if not source.trainable:
-            target.trainable = False
-        for old, new in zip(_inside(source), _inside(target.operation), strict=True):
-            if not old.trainable and new.trainable:
-                new.trainable = False
-        return
-    parts, others = [source, *_inside(source)], [target, *_inside(target)]
+    if _carried(target) is not target and not source.trainable:
+        target.trainable = False
+    parts, others = _parts(_carried(source)), _parts(_carried(target))
     if len(parts) != len(others):
         target.trainable = source.trainable
         return
     for old, new in zip(parts, others, strict=True):
-        new.trainable = old.trainable
-
-
-def _inside(layer: Any) -> list[Any]:
-    return list(layer._flatten_layers(include_self=False))
+        if new.trainable != old.trainable:  # setting it goes down to all inside
+            new.trainable = old.trainable
