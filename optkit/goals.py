@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from optkit import _validate
-from optkit.measuring import Comparison, Interval, Measurement
+from optkit.measuring import Comparison, Interval, Measurement, OutputChange
 
 __all__ = ["Goal", "Goals"]
 
@@ -24,7 +26,8 @@ class Goals:
     (``on_violation="rollback"``), stops there, or goes on.
 
     Where the metric is an error (less is better), ``min_accuracy`` is the largest error allowed and
-    ``max_accuracy_drop`` how much it may grow.
+    ``max_accuracy_drop`` how much it may grow. Of a model with several outputs, goals of accuracy
+    must hold for each that `Measure(output=…)` does not leave out, and show the worst.
 
     Args:
         min_accuracy: Least accuracy, or whatever the metric of the run is.
@@ -113,6 +116,7 @@ class Goals:
         against: Comparison,
         *,
         higher_is_better: bool,
+        outputs: Sequence[str] = (),
     ) -> tuple[Goal, ...]:
         """Every goal that was set, with the figure that was reached.
 
@@ -121,7 +125,10 @@ class Goals:
             final: Figures of what is to be deployed.
             against: The latter against the former; empty where nothing changed the model.
             higher_is_better: Whether more of the metric is better.
+            outputs: Of a model with several outputs, those that goals of accuracy are judged on.
         """
+        if outputs and final.outputs:
+            return self._judge_outputs(baseline, final, against, outputs)
         sign = 1 if higher_is_better else -1
         drop: tuple[float | None, Interval | None] = (None, None)
         if against.accuracy_change is not None:
@@ -160,6 +167,55 @@ class Goals:
                 goals.append(Goal(name, float(limit), figure, interval, unit, at_least))
         return tuple(goals)
 
+    def _judge_outputs(
+        self,
+        baseline: Measurement,
+        final: Measurement,
+        against: Comparison,
+        outputs: Sequence[str],
+    ) -> tuple[Goal, ...]:
+        """Judges each output as if it were the only one, and gives the worst of each goal."""
+        judged: dict[str, list[Goal]] = {}
+        for name in outputs:
+            first, last = (_of_output(side, name) for side in (baseline, final))
+            # What holds for the whole model is one object, as `judge` tells the baseline by it.
+            last = first if final is baseline else last
+            change = (against.output_changes or {}).get(name, OutputChange(0.0))
+            own = dataclasses.replace(
+                against,
+                accuracy_change=change.change if against.output_changes else None,
+                accuracy_change_ci=change.change_ci,
+            )
+            better = (final.outputs or {})[name].higher_is_better
+            for goal in self.judge(first, last, own, higher_is_better=better):
+                if goal.name == "min_class_accuracy" and last.per_class is None:
+                    continue  # an output without classes
+                of_output = goal.name in _BY_OUTPUT
+                judged.setdefault(goal.name, []).append(
+                    dataclasses.replace(goal, output=name if of_output else "")
+                )
+        return tuple(min(found, key=_margin) for found in judged.values())
+
+
+_BY_OUTPUT = ("min_accuracy", "max_accuracy_drop", "min_class_accuracy")
+
+
+def _of_output(figures: Measurement, name: str) -> Measurement:
+    """The figures of a model as if an output were the only one."""
+    own = (figures.outputs or {})[name]
+    return dataclasses.replace(
+        figures,
+        accuracy=own.accuracy,
+        accuracy_ci=own.accuracy_ci,
+        per_class=own.per_class,
+        class_samples=own.class_samples,
+        outputs=None,
+    )
+
+
+def _margin(goal: Goal) -> float:
+    return -math.inf if goal.margin is None else goal.margin
+
 
 _ROUNDING = 1e-9  # a drop of exactly the limit is allowed, whatever the last bit says
 
@@ -175,6 +231,8 @@ class Goal:
         figure_ci: Its 95 % interval, where there is one.
         unit: Unit of limit and figure; empty for shares and ratios.
         at_least: Whether the figure must be at least the limit; otherwise at most.
+        output: Of a model with several outputs, the one whose figure this is, the worst of them;
+            empty for one output, and where the figure is of the whole model.
     """
 
     name: str
@@ -183,6 +241,7 @@ class Goal:
     figure_ci: Interval | None = None
     unit: str = ""
     at_least: bool = False
+    output: str = ""
 
     @property
     def margin(self) -> float | None:
@@ -198,12 +257,16 @@ class Goal:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""
-        return dataclasses.asdict(self) | {"margin": self.margin, "met": self.met}
+        values = dataclasses.asdict(self) | {"margin": self.margin, "met": self.met}
+        if not self.output:
+            del values["output"]  # most models have one
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Goal:
         """What `to_dict` gave."""
-        kept = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+        names = (field.name for field in dataclasses.fields(cls) if field.name != "output")
+        kept = {name: values[name] for name in names} | {"output": values.get("output", "")}
         if kept["figure_ci"] is not None:
             kept["figure_ci"] = tuple(kept["figure_ci"])
         return cls(**kept)

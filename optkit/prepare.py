@@ -8,20 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from optkit.artifact import KerasArtifact
 from optkit.base import Pass, RecipePass, TrainPass
 from optkit.context import Setting
-from optkit.data import ArraySplit, BoundData, Data, Split
+from optkit.data import ArraySplit, BoundData, Data, Split, weigh_classes
 from optkit.entrance import Admitted
 from optkit.errors import OptkitError, PipelineError
 from optkit.goals import Goals
 from optkit.measuring import Measure
 from optkit.metric import Metric, resolve_metric
-from optkit.models import signature
+from optkit.models import Signature, signature
 from optkit.recipe import Recipe
-from optkit.task import Loss, Task, check_targets, infer_loss, infer_task
+from optkit.task import Loss, Task, check_targets, infer_loss, infer_task, one_hot_outputs
 from optkit.training import check_compiled_optimizer
 
 __all__ = ["Options", "Prepared", "Step", "prepare", "shown_data"]
@@ -80,7 +78,7 @@ def prepare(
     """
     model = admitted.model
     described = signature(model)
-    bound = data.bind(described)
+    bound = data.bind(described, one_hot_outputs(model, loss))
     needs = {split for _, _, item in steps for split in item.needs}
     if "train" in needs and bound.train is None:
         wanting = ", ".join(name for _, name, item in steps if "train" in item.needs)
@@ -94,7 +92,7 @@ def prepare(
             "of the report are measured."
         )
     task = infer_task(model, _targets(labelled), loss)
-    stratify = task.kind in ("multiclass", "binary")
+    stratify = _stratified(task)
     if options.goals.max_accuracy_drop is not None and bound.validation is None:
         if bound.train is None:
             raise PipelineError(
@@ -114,8 +112,13 @@ def prepare(
         model,
         task,
         example=lambda: _example(model, labelled),
+        output=options.measure.output,
+        weighted=options.measure.sample_weight,
     )
     _check_goals(options, task, metric)
+    _check_weights(options, bound)
+    weigh_classes(bound, task)
+    bound.notes += _of_outputs(described, metric)
     prepared = Prepared(tuple(steps), admitted, bound, task, metric, infer_loss(model, task, loss))
     if any(isinstance(item, TrainPass) for _, _, item in steps):
         check_compiled_optimizer(model)
@@ -123,12 +126,46 @@ def prepare(
     return prepared
 
 
-def _targets(split: Split) -> np.ndarray:
+def _stratified(task: Task) -> bool | str:
+    """What a cut keeps the shares of classes of: the only output, or the first with classes."""
+    found = [name for name, part in task.each.items() if part.kind in ("multiclass", "binary")]
+    return found[0] if found and task.parts else bool(found)
+
+
+def _of_outputs(described: Signature, metric: Metric) -> list[str]:
+    """What the reader must know of several outputs."""
+    if len(described.outputs) < 2:
+        return []
+    notes = []
+    silent = [info.name for info in described.outputs if info.name not in metric.parts]
+    if silent:
+        notes.append(f"outputs without targets, neither trained nor measured: {', '.join(silent)}")
+    if len(metric.parts) > 1:
+        notes.append(
+            f"{metric.name} in the table is that of the output {metric.output!r}; goals of "
+            f"accuracy are judged on {', '.join(metric.judged)} (`Measure(output=…)` names one)"
+        )
+    return notes
+
+
+def _check_weights(options: Options, data: BoundData) -> None:
+    """Refuses to count samples by weights that there are not."""
+    if not options.measure.sample_weight:
+        return
+    for split in (data.report_split, data.validation):
+        if split is not None and not split.weighted:
+            raise PipelineError(
+                f"`Measure(sample_weight=True)`, and `{split.name}` has no sample weights. Give "
+                "them, as in (x, y, sample weights), or leave the setting out."
+            )
+
+
+def _targets(split: Split) -> Any:
     """All targets of arrays; of a stream the first ones, as reading it whole may take long."""
     return split.y if isinstance(split, ArraySplit) else split.targets(_TARGETS_LOOKED_AT)
 
 
-def _example(model: Any, split: Split) -> tuple[np.ndarray, np.ndarray]:
+def _example(model: Any, split: Split) -> tuple[Any, Any]:
     """Targets and outputs of a few samples."""
     x, y = split.head(_EXAMPLES)
     return y, KerasArtifact(model).predict(x)
@@ -150,12 +187,14 @@ def _check_goals(options: Options, task: Task, metric: Metric) -> None:
         raise PipelineError(
             f"The goal `{timed[0]}` needs timing, which `Measure(latency_seconds=0)` leaves out."
         )
-    if goals.min_class_accuracy is not None and not task.is_classification:
+    judged = [task.each[name] for name in metric.judged or ("",)]
+    if goals.min_class_accuracy is not None and not any(t.is_classification for t in judged):
         raise PipelineError(
             "The goal `min_class_accuracy` needs classes, and the task is a "
             f"{task.describe()}. Leave it out."
         )
-    shares = ("min_accuracy", "max_accuracy_drop") if "accuracy" in metric.name else ()
+    are_shares = all(metric.each[name].is_share for name in metric.judged or ("",))
+    shares = ("min_accuracy", "max_accuracy_drop") if are_shares else ()
     for name in shares:
         limit = getattr(goals, name)
         if limit is not None and limit > 1:

@@ -14,11 +14,13 @@ from optkit.artifact import Artifact, KerasArtifact, TFLiteArtifact
 from optkit.base import Pass, RecipePass, TrainPass
 from optkit.context import Context, Setting, State
 from optkit.convert import convert_to_tflite
+from optkit.data import Split
 from optkit.environment import describe_run
 from optkit.errors import ModelError, OptkitError, PassError, Stopped
 from optkit.goals import Goal
 from optkit.keep import BASELINE, Keeper
-from optkit.measuring import Comparison, Measured, Meter
+from optkit.measuring import Comparison, Interval, Measured, Meter
+from optkit.metric import Metric
 from optkit.prepare import Options, Prepared, shown_data
 from optkit.progress import Kind, Progress
 from optkit.report import Report, Row
@@ -293,14 +295,27 @@ class Runner:
 
     def _violation(self, measured: Measured) -> str:
         """In words, how the goal was broken; empty where it was not."""
-        goals, metric = self.options.goals, self.prepared.metric
-        change, interval = measured.validation_change, measured.validation_change_ci
-        better = metric.higher_is_better
+        metric = self.prepared.metric
+        if not metric.parts:
+            change, interval = measured.validation_change, measured.validation_change_ci
+            return self._broken(metric, change, interval, "")
+        found = []
+        for name in metric.judged:
+            moved = measured.validation_outputs.get(name)
+            if moved is not None:
+                of = f" of {name}"
+                found.append(self._broken(metric.parts[name], moved.change, moved.change_ci, of))
+        return "; ".join(filter(None, found))
+
+    def _broken(
+        self, metric: Metric, change: float | None, interval: Interval | None, of: str
+    ) -> str:
+        """In words, how an output broke the goal; empty where it did not."""
+        goals, better = self.options.goals, metric.higher_is_better
         if not goals.violated(change, interval, higher_is_better=better):
             return ""
-        shares = "accuracy" in metric.name
-        factor, unit = (100, " points") if shares else (1, "")
-        text = f"{metric.name} changed by {factor * (change or 0):+.3g}{unit} on validation"
+        factor, unit = (100, " points") if metric.is_share else (1, "")
+        text = f"{metric.name}{of} changed by {factor * (change or 0):+.3g}{unit} on validation"
         if interval is not None:
             low, high = factor * interval[0], factor * interval[1]
             text += f" (95 % interval {low:+.3g} to {high:+.3g})"
@@ -490,6 +505,8 @@ class Runner:
             for key, value in measured.figures.to_dict().items()
             if isinstance(value, int | float)
         }
+        for output, found in (measured.figures.outputs or {}).items():
+            figures[f"{output}_accuracy"] = found.accuracy
         _LOG.info("step %d, %s: %s", number, name, figures)
         if self.options.tensorboard is not None:
             tensorboard.write_figures(self.options.tensorboard, number, figures)
@@ -499,15 +516,17 @@ class Runner:
         """The report so far."""
         prepared, options = self.prepared, self.options
         split = prepared.data.report_split
-        notes = [*self.admitted.notes, *prepared.data.notes, *self.meter.notes, *self.kept.notes, *self.notes]
-        judged = self.baseline.figures.per_class or {}
-        if options.goals.min_class_accuracy is not None and len(judged) < prepared.task.classes:
-            notes.append(
-                f"the goal for every class is judged on {len(judged)} of {prepared.task.classes} "
-                f"classes: the others have no sample in {split.name if split else 'any split'}"
-            )
-        if prepared.metric.note:
-            notes.append(f"metric: {prepared.metric.note}")
+        notes = [
+            *self.admitted.notes,
+            *prepared.data.notes,
+            *self.meter.notes,
+            *self.kept.notes,
+            *self.notes,
+        ]
+        notes += self._classes_unseen(split)
+        for name, metric in prepared.metric.each.items():
+            if metric.note:
+                notes.append(f"metric{f' of {name}' if name else ''}: {metric.note}")
         if split is not None and split.name != "test":
             notes.append(
                 "figures are of validation, which early stopping chooses on, and so optimistic: "
@@ -535,15 +554,38 @@ class Runner:
         )
         return dataclasses.replace(report, goals=self._reached(report))
 
+    def _classes_unseen(self, split: Split | None) -> list[str]:
+        """Says where the goal for every class cannot be judged for every class."""
+        prepared, figures = self.prepared, self.baseline.figures
+        notes = []
+        for name in prepared.metric.judged or ("",):
+            own = figures.outputs[name].per_class if figures.outputs else figures.per_class
+            classes = prepared.task.each[name].classes
+            if self.options.goals.min_class_accuracy is not None and len(own or {}) < classes:
+                notes.append(
+                    f"the goal for every class{f' of {name}' if name else ''} is judged on "
+                    f"{len(own or {})} of {classes} classes: the others have no sample in "
+                    f"{split.name if split else 'any split'}"
+                )
+        return notes
+
     def _reached(self, report: Report) -> tuple[Goal, ...]:
         row = report.final_row
         against = Comparison()
         if row is not None:
             against = Comparison(
-                row.speedup, row.speedup_ci, row.accuracy_change, row.accuracy_change_ci
+                speedup=row.speedup,
+                speedup_ci=row.speedup_ci,
+                accuracy_change=row.accuracy_change,
+                accuracy_change_ci=row.accuracy_change_ci,
+                output_changes=row.output_changes,
             )
         return self.options.goals.judge(
-            report.baseline, report.final, against, higher_is_better=report.higher_is_better
+            report.baseline,
+            report.final,
+            against,
+            higher_is_better=report.higher_is_better,
+            outputs=self.prepared.metric.judged,
         )
 
 

@@ -5,6 +5,7 @@ all read the same way, and never hold in memory what did not come in memory.
 """
 
 from optkit.data.arrays import ArraySplit
+from optkit.data.class_weight import weigh_classes
 from optkit.data.given import Data
 from optkit.data.split import (
     SPLITS,
@@ -30,4 +31,5 @@ __all__ = [
     "first_leaf",
     "join_leaves",
     "map_leaves",
+    "weigh_classes",
 ]

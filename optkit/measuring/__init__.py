@@ -7,6 +7,8 @@ from optkit.measuring.measurement import (
     Comparison,
     Layer,
     Measurement,
+    OutputChange,
+    OutputFigures,
     Throughput,
     worst_classes,
 )
@@ -26,6 +28,8 @@ __all__ = [
     "Measured",
     "Measurement",
     "Meter",
+    "OutputChange",
+    "OutputFigures",
     "Scores",
     "Throughput",
     "check_device",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from optkit.artifact import Artifact
-from optkit.data import Split, first_leaf
+from optkit.data import Split, batch_length, content_of, first_leaf
 from optkit.errors import DataError, ModelError, PipelineError
 from optkit.measuring.statistics import (
     Interval,
@@ -18,6 +19,7 @@ from optkit.measuring.statistics import (
     mean_interval,
     paired_change,
     unpaired_change,
+    weighted_interval,
     whole_change,
 )
 from optkit.metric import Metric, hits, true_classes
@@ -45,6 +47,9 @@ class Scores:
         figure: The metric, where it is a figure of the whole split.
         targets: The targets in order, kept only for such a figure.
         outputs: The outputs in order, kept only for such a figure.
+        weights: How much each sample counts, shape ``(n,)``; ``None`` where each counts once.
+        parts: Of a model with several outputs, the scores of each, by name; what stands here
+            besides is that of the one that the metric is of.
     """
 
     values: np.ndarray
@@ -56,12 +61,21 @@ class Scores:
     figure: float | None = None
     targets: np.ndarray | None = None
     outputs: np.ndarray | None = None
+    weights: np.ndarray | None = None
+    parts: Mapping[str, Scores] = field(default_factory=dict)
+
+    @property
+    def each(self) -> Mapping[str, Scores]:
+        """The scores of each output by name; of the only output under ``""``."""
+        return self.parts or {"": self}
 
     @property
     def mean(self) -> float:
         """The metric of the split."""
         if self.figure is not None:
             return self.figure
+        if self.weights is not None:
+            return float(np.average(self.values.astype(np.float64), weights=self.weights))
         return float(self.values.mean(dtype=np.float64))
 
     def kept(self) -> tuple[np.ndarray, np.ndarray]:
@@ -81,15 +95,26 @@ class Scores:
             arrays["classes"] = np.array(list(self.per_class))
             arrays["per_class"] = np.array(list(self.per_class.values()))
             arrays["counts"] = np.array([self.counts[number] for number in self.per_class])
-        for name in ("chance", "figure", "targets", "outputs"):
+        for name in ("chance", "figure", "targets", "outputs", "weights"):
             if getattr(self, name) is not None:
                 arrays[name] = np.asarray(getattr(self, name))
+        if self.parts:
+            arrays["names"] = np.array(list(self.parts))
+            for place, part in enumerate(self.parts.values()):
+                arrays |= {f"part{place}.{key}": value for key, value in part.to_arrays().items()}
         return arrays
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> Scores:
         """What `to_arrays` gave."""
         per_class = counts = None
+        parts = {}
+        for place, name in enumerate(arrays.get("names", ())):
+            prefix = f"part{place}."
+            own = {
+                key.removeprefix(prefix): arrays[key] for key in arrays if key.startswith(prefix)
+            }
+            parts[str(name)] = cls.from_arrays(own)
         if "classes" in arrays:
             classes = [int(number) for number in arrays["classes"]]
             per_class = dict(zip(classes, map(float, arrays["per_class"]), strict=True))
@@ -104,54 +129,111 @@ class Scores:
             figure=float(arrays["figure"]) if "figure" in arrays else None,
             targets=arrays.get("targets"),
             outputs=arrays.get("outputs"),
+            weights=arrays.get("weights"),
+            parts=parts,
         )
 
 
 def score(artifact: Artifact, split: Split, task: Task, metric: Metric) -> Scores:
     """Predicts the split batch by batch.
 
-    In memory stays one value a sample; for a metric that is a figure of the whole split, all
-    targets and outputs.
+    In memory stays one value a sample and output; for a metric that is a figure of the whole split,
+    all targets and outputs.
 
     Raises:
         ModelError: If the artifact gives outputs that are not finite.
-        DataError: If a class number has no output.
+        DataError: If a class number has no output, or samples have no weights and should count by
+            them.
         PipelineError: If the user's own metric fails or gives something else than it should.
     """
-    values: list[np.ndarray] = []
-    kept: list[tuple[np.ndarray, np.ndarray]] = []
-    tally = _Tally(task, metric)
+    takers = {name: _Taker(name, task.each[name], own) for name, own in metric.each.items()}
     order = hashlib.blake2b(digest_size=8)
-    samples = 0
-    for x, y in split.iterate():
-        order.update(np.ascontiguousarray(y).tobytes())
-        order.update(np.ascontiguousarray(first_leaf(x)).tobytes())
-        outputs = artifact.predict(x, batch_size=max(1, len(y)))
-        if not np.all(np.isfinite(outputs)):
-            raise ModelError(
-                f"The {artifact.kind} artifact gives NaN or infinite outputs on `{split.name}`."
-            )
-        tally.add(split.name, y, outputs)
-        samples += len(y)
+    for x, y, weights in split.iterate_weighted():
+        for leaf in y.values() if isinstance(y, dict) else [y]:
+            order.update(content_of(leaf))
+        order.update(content_of(np.asarray(first_leaf(x))))
+        outputs = artifact.predict(x, batch_size=max(1, batch_length(y)))
+        for name, taker in takers.items():
+            found = outputs[name] if name else outputs
+            if not np.all(np.isfinite(found)):
+                of = f" for the output {name!r}" if name else ""
+                raise ModelError(
+                    f"The {artifact.kind} artifact gives NaN or infinite outputs{of} on "
+                    f"`{split.name}`."
+                )
+            own = weights.get(name) if isinstance(weights, dict) else weights
+            taker.add(split.name, y[name] if name else y, found, own)
+    parts = {name: taker.scores(split.name, order.hexdigest()) for name, taker in takers.items()}
+    if not metric.parts:
+        return parts[""]
+    return replace(parts[metric.output], parts=parts)
+
+
+class _Taker:
+    """Takes in what an output gives for batch after batch."""
+
+    def __init__(self, name: str, task: Task, metric: Metric):
+        self.name, self.metric = name, metric
+        self.tally = _Tally(task, metric)
+        self.values: list[np.ndarray] = []
+        self.weights: list[np.ndarray] = []
+        self.kept: list[tuple[np.ndarray, np.ndarray]] = []
+        self.samples = 0
+
+    def add(self, split: str, targets: np.ndarray, outputs: np.ndarray, weights: Any) -> None:
+        metric = self.metric
+        if metric.weighted:
+            weights = _sample_weights(split, weights, len(targets))
+            self.weights.append(weights)
+        self.tally.add(split, targets, outputs, weights if metric.weighted else None)
+        self.samples += len(targets)
         if metric.per_sample is not None:
-            values.append(_checked(metric, split.name, y, outputs))
+            self.values.append(_checked(metric, split, targets, outputs))
         else:
-            kept.append((y, outputs))
-    figure = targets = every = None
-    if metric.whole is not None:
-        targets, every = (np.concatenate(side) for side in zip(*kept, strict=True))
-        figure = _whole_figure(metric, split.name, targets, every)
-    return Scores(
-        values=np.concatenate(values) if values else np.zeros(0, np.float32),
-        per_class=tally.per_class(),
-        counts=tally.counts(),
-        order=order.hexdigest(),
-        samples=samples,
-        chance=tally.chance(),
-        figure=figure,
-        targets=targets,
-        outputs=every,
-    )
+            self.kept.append((targets, outputs))
+
+    def scores(self, split: str, order: str) -> Scores:
+        figure = targets = every = None
+        if self.metric.whole is not None:
+            try:
+                targets, every = (np.concatenate(side) for side in zip(*self.kept, strict=True))
+            except ValueError as error:
+                raise PipelineError(
+                    f"The metric {self.metric.name!r} is a figure of the whole split, and batches "
+                    f"of `{split}` differ in shape: {error} Give a function to one value a sample."
+                ) from error
+            figure = _whole_figure(self.metric, split, targets, every)
+        weights = np.concatenate(self.weights) if self.weights else None
+        if weights is not None and not weights.any():
+            raise DataError(f"All sample weights of `{split}` are 0: no sample would count.")
+        return Scores(
+            values=np.concatenate(self.values) if self.values else np.zeros(0, np.float32),
+            per_class=self.tally.per_class(),
+            counts=self.tally.counts(),
+            order=order,
+            samples=self.samples,
+            chance=self.tally.chance(),
+            figure=figure,
+            targets=targets,
+            outputs=every,
+            weights=weights,
+        )
+
+
+def _sample_weights(split: str, weights: Any, count: int) -> np.ndarray:
+    if weights is None:
+        raise DataError(
+            f"`Measure(sample_weight=True)`, and `{split}` has no sample weights. Give them, as in "
+            "(x, y, sample weights), or leave the setting out."
+        )
+    found = np.asarray(weights, np.float64)
+    found = found[:, 0] if found.shape == (count, 1) else found
+    if found.shape != (count,):
+        raise DataError(
+            "`Measure(sample_weight=True)` takes one weight a sample. Those of "
+            f"`{split}` have shape {found.shape} for {count} samples."
+        )
+    return found
 
 
 def _checked(metric: Metric, split: str, targets: np.ndarray, outputs: np.ndarray) -> np.ndarray:
@@ -188,9 +270,11 @@ def _whole_figure(metric: Metric, split: str, targets: np.ndarray, outputs: np.n
 
 def score_interval(scores: Scores, metric: Metric) -> Interval | None:
     """The interval of the metric; ``None`` where too few resamples have a figure."""
-    if metric.whole is None:
-        return mean_interval(scores.values)
-    return bootstrap_whole(metric.whole, *scores.kept())
+    if metric.whole is not None:
+        return bootstrap_whole(metric.whole, *scores.kept())
+    if scores.weights is not None:
+        return weighted_interval(scores.values, scores.weights)
+    return mean_interval(scores.values)
 
 
 def compare_scores(before: Scores, after: Scores, metric: Metric) -> tuple[float, Interval | None]:
@@ -205,11 +289,22 @@ def compare_scores(before: Scores, after: Scores, metric: Metric) -> tuple[float
         The change, and its interval; ``None`` where too few resamples have a figure.
     """
     paired = before.order == after.order
-    if metric.whole is None:
-        compare = paired_change if paired else unpaired_change
-        return compare(before.values, after.values)
-    interval = whole_change(metric.whole, before.kept(), after.kept(), paired=paired)
-    return after.mean - before.mean, interval
+    if metric.whole is not None:
+        interval = whole_change(metric.whole, before.kept(), after.kept(), paired=paired)
+        return after.mean - before.mean, interval
+    if before.weights is not None and after.weights is not None:
+        if paired:
+            differences = after.values.astype(np.float64) - before.values
+            return after.mean - before.mean, weighted_interval(differences, after.weights)
+        ends = [
+            weighted_interval(before.values, before.weights),
+            weighted_interval(after.values, after.weights),
+        ]
+        half = math.hypot(*((high - low) / 2 for low, high in ends))
+        change = after.mean - before.mean
+        return change, (change - half, change + half)
+    compare = paired_change if paired else unpaired_change
+    return compare(before.values, after.values)
 
 
 class _Tally:
@@ -219,11 +314,14 @@ class _Tally:
         self.task, self.metric = task, metric
         self.right = np.zeros(task.classes)
         self.asked = np.zeros(task.classes, np.int64)
-        self.frequency = np.zeros(task.classes, np.int64)  # of each class, or of each label's 1
+        self.weight = np.zeros(task.classes)  # of what was asked; equal to it without weights
+        self.frequency = np.zeros(task.classes)  # of each class, or of each label's 1
         self.answers = 0
         self.targets: list[np.ndarray] | None = []
 
-    def add(self, split: str, targets: np.ndarray, outputs: np.ndarray) -> None:
+    def add(
+        self, split: str, targets: np.ndarray, outputs: np.ndarray, weights: np.ndarray | None
+    ) -> None:
         if not self.task.is_classification:
             if targets[:1].size > _TARGET_VALUES_KEPT:
                 self.targets = None
@@ -231,11 +329,15 @@ class _Tally:
                 self.targets.append(targets.reshape(len(targets), -1).astype(np.float64))
             return
         right = hits(self.task, targets, outputs)
+        if weights is None:
+            weights = np.ones(len(targets))
         if self.task.kind == "multilabel":
             rows = right.reshape(-1, self.task.classes)
-            self.right += rows.sum(axis=0)
+            of_rows = np.repeat(weights, len(rows) // len(weights))
+            self.right += of_rows @ rows
             self.asked += len(rows)
-            self.frequency += (targets >= 0.5).reshape(-1, self.task.classes).sum(axis=0)
+            self.weight += of_rows.sum()
+            self.frequency += of_rows @ (targets >= 0.5).reshape(-1, self.task.classes)
             return
         classes = true_classes(self.task, targets).ravel()
         if classes.min() < 0 or classes.max() >= self.task.classes:
@@ -243,29 +345,35 @@ class _Tally:
                 f"`{split}` holds the class {classes.max()}, and the model tells "
                 f"{self.task.classes} classes apart, from 0 to {self.task.classes - 1}."
             )
-        self.frequency += np.bincount(classes, minlength=self.task.classes)
+        of_each = np.repeat(weights, len(classes) // len(weights))
+        self.frequency += np.bincount(classes, of_each, minlength=self.task.classes)
         if outputs.ndim <= 2:
-            np.add.at(self.right, classes, right.ravel())
+            np.add.at(self.right, classes, of_each * right.ravel())
             np.add.at(self.asked, classes, 1)
+            np.add.at(self.weight, classes, of_each)
 
     def counts(self) -> dict[int, int] | None:
         """Samples by class."""
-        return {int(c): int(self.asked[c]) for c in np.flatnonzero(self.asked)} or None
+        return {int(c): int(self.asked[c]) for c in np.flatnonzero(self.weight)} or None
 
     def per_class(self) -> dict[int, float] | None:
         """Accuracy by class."""
-        found = np.flatnonzero(self.asked)
-        return {int(c): float(self.right[c] / self.asked[c]) for c in found} or None
+        found = np.flatnonzero(self.weight)
+        return {int(c): float(self.right[c] / self.weight[c]) for c in found} or None
 
     def chance(self) -> float | None:
         """The metric of the best constant answer."""
         name: Any = self.metric.name if not self.metric.custom else None
         if name == "accuracy" and self.task.kind == "multilabel":
-            share = self.frequency / self.asked.max()
+            share = self.frequency / self.weight.max()
             return float(np.maximum(share, 1 - share).mean())
         if name == "accuracy":
             return float(self.frequency.max() / self.frequency.sum())
-        if self.targets and name in ("mean_absolute_error", "mean_squared_error"):
+        if (
+            self.targets
+            and not self.metric.weighted
+            and name in ("mean_absolute_error", "mean_squared_error")
+        ):
             targets = np.concatenate(self.targets)
             if name == "mean_absolute_error":
                 return float(np.abs(targets - np.median(targets, axis=0)).mean())

@@ -223,8 +223,12 @@ class LatencyProcess:
         answer = self._ask(outputs=str(outputs), **request)
         with np.load(outputs) as stored:
             for k, key in enumerate(names):
-                given = [stored[name] for name in stored.files if name.startswith(f"{k}-")]
-                _check_same(self._files[key].artifact, self._sample, given)
+                given: dict[str, list[np.ndarray]] = {}  # by copy, an array an output
+                for name in stored.files:
+                    of, copy, _ = name.split("-")
+                    if int(of) == k:
+                        given.setdefault(copy, []).append(stored[name])
+                _check_same(self._files[key].artifact, self._sample, list(given.values()))
         return answer
 
     def memory(self, key: str, artifact: Artifact) -> Memory:
@@ -334,27 +338,40 @@ def _latency(seconds: np.ndarray) -> Latency:
     return Latency(median, p90, p99, bootstrap_median(milliseconds))
 
 
-def _check_same(artifact: Artifact, sample: Any, given: list[np.ndarray]) -> None:
-    """Holds what copies gave in the process to what the artifact itself gives for the same."""
+def _check_same(artifact: Artifact, sample: Any, given: list[list[np.ndarray]]) -> None:
+    """Holds what copies gave in the process to what the artifact itself gives for the same.
+
+    Args:
+        artifact: The artifact.
+        sample: What it was given.
+        given: For each copy, what it gave: an array an output, in the order of the runtime.
+    """
     expected = artifact.predict(sample, batch_size=len(first_leaf(sample)))
-    step = 0.0
-    if isinstance(artifact, TFLiteArtifact):
-        step = artifact.outputs[0].scale
-        given = [artifact.outputs[0].dequantize(outputs) for outputs in given]
+    ports = artifact.outputs if isinstance(artifact, TFLiteArtifact) else None
     share = _COARSE_ROUNDING if _computes_coarsely(artifact) else _ROUNDING
-    allowed = max(2 * step, share * float(np.max(np.abs(expected), initial=0.0)), 1e-6)
-    for outputs in given:
-        if outputs.shape != expected.shape:
-            raise OptkitError(
-                "The measuring process ran something else than the artifact: its outputs have "
-                f"shape {outputs.shape}, those of the artifact {expected.shape}."
-            )
-        apart = float(np.max(np.abs(outputs.astype(np.float64) - expected), initial=0.0))
-        if not apart <= allowed:
-            raise OptkitError(
-                "The measuring process ran something else than the artifact: for the same samples "
-                f"its outputs are up to {apart:.3g} apart, where rounding explains {allowed:.3g}."
-            )
+    names = list(expected) if isinstance(expected, dict) else [""]
+    for copy in given:
+        for place, name in enumerate(names):
+            wanted, outputs = expected[name] if name else expected, copy[place]
+            step = 0.0
+            if ports is not None:
+                step, outputs = ports[place].scale, ports[place].dequantize(outputs)
+            largest = float(np.max(np.abs(wanted), initial=0.0))
+            _check_close(outputs, wanted, max(2 * step, share * largest, 1e-6))
+
+
+def _check_close(outputs: np.ndarray, expected: np.ndarray, allowed: float) -> None:
+    if outputs.shape != expected.shape:
+        raise OptkitError(
+            "The measuring process ran something else than the artifact: its outputs have "
+            f"shape {outputs.shape}, those of the artifact {expected.shape}."
+        )
+    apart = float(np.max(np.abs(outputs.astype(np.float64) - expected), initial=0.0))
+    if not apart <= allowed:
+        raise OptkitError(
+            "The measuring process ran something else than the artifact: for the same samples "
+            f"its outputs are up to {apart:.3g} apart, where rounding explains {allowed:.3g}."
+        )
 
 
 def _computes_coarsely(artifact: Artifact) -> bool:

@@ -15,6 +15,8 @@ __all__ = [
     "Comparison",
     "Layer",
     "Measurement",
+    "OutputChange",
+    "OutputFigures",
     "Throughput",
     "worst_classes",
 ]
@@ -41,6 +43,54 @@ class Throughput:
     p95_ms: float
     p99_ms: float
     error_rate: float
+
+
+@dataclass(frozen=True)
+class OutputFigures:
+    """How good one output of several is.
+
+    Attributes:
+        metric: Name of its metric.
+        higher_is_better: Whether more of it is better.
+        accuracy: The metric, on the split that is reported.
+        accuracy_ci: Its 95 % interval; ``None`` where it has none on so few samples.
+        per_class: Classification accuracy by true class, or by label.
+        class_samples: Number of samples of each class.
+    """
+
+    metric: str
+    higher_is_better: bool
+    accuracy: float
+    accuracy_ci: Interval | None = None
+    per_class: dict[str, float] | None = None
+    class_samples: dict[str, int] | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> OutputFigures:
+        """What ``dataclasses.asdict`` gave, also after a round trip through JSON."""
+        return cls(**{**values, "accuracy_ci": _pair(values["accuracy_ci"])})
+
+
+@dataclass(frozen=True)
+class OutputChange:
+    """What became of the metric of one output of several, against the baseline.
+
+    Attributes:
+        change: Change of the metric on the same samples.
+        change_ci: Its 95 % interval, paired by sample; ``None`` where it has none.
+    """
+
+    change: float
+    change_ci: Interval | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> OutputChange:
+        """What ``dataclasses.asdict`` gave, also after a round trip through JSON."""
+        return cls(float(values["change"]), _pair(values["change_ci"]))
+
+
+def _pair(values: Any) -> Interval | None:
+    return None if values is None else (float(values[0]), float(values[1]))
 
 
 @dataclass(frozen=True)
@@ -71,6 +121,9 @@ class Measurement:
         runtime_memory_bytes: Resident memory of that process before it loaded the artifact.
         throughput: What parallel callers got out of it.
         layers: What each of its layers takes up.
+        outputs: Of a model with several outputs, how good each is, by name; `accuracy` and
+            `per_class` are those of the one that the run is judged by, else of the first. ``None``
+            for one output.
     """
 
     accuracy: float | None = None
@@ -90,10 +143,14 @@ class Measurement:
     runtime_memory_bytes: int | None = None
     throughput: Throughput | None = None
     layers: tuple[Layer, ...] | None = None
+    outputs: dict[str, OutputFigures] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        if self.outputs is None:
+            del values["outputs"]  # most models have one
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Measurement:
@@ -106,6 +163,10 @@ class Measurement:
             values["throughput"] = Throughput(**values["throughput"])
         if values.get("layers") is not None:
             values["layers"] = tuple(Layer(**layer) for layer in values["layers"])
+        if values.get("outputs") is not None:
+            values["outputs"] = {
+                name: OutputFigures.from_dict(item) for name, item in values["outputs"].items()
+            }
         return cls(**values)
 
 
@@ -118,12 +179,14 @@ class Comparison:
         speedup_ci: Its interval; where it spans 1 there is no measurable change.
         accuracy_change: Change of the metric.
         accuracy_change_ci: Its interval, paired by sample.
+        output_changes: Of a model with several outputs, the change of each, by name.
     """
 
     speedup: float | None = None
     speedup_ci: Interval | None = None
     accuracy_change: float | None = None
     accuracy_change_ci: Interval | None = None
+    output_changes: dict[str, OutputChange] | None = None
 
     @property
     def verdict(self) -> str | None:

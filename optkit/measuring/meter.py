@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,12 @@ from optkit.data import BoundData, Split, first_leaf, map_leaves
 from optkit.errors import OptkitError
 from optkit.measuring.accuracy import Scores, compare_scores, score, score_interval
 from optkit.measuring.latency import LatencyProcess
-from optkit.measuring.measurement import Comparison, Measurement
+from optkit.measuring.measurement import (
+    Comparison,
+    Measurement,
+    OutputChange,
+    OutputFigures,
+)
 from optkit.measuring.memory import DoesNotFitError, check_device
 from optkit.measuring.settings import Measure
 from optkit.measuring.statistics import Interval
@@ -39,6 +44,8 @@ class Measured:
         validation: The metric on ``validation``, on which decisions are made; ``None`` without one.
         validation_change: Its change against the baseline; ``None`` for the baseline.
         validation_change_ci: The interval of the change, paired by sample.
+        validation_outputs: Of a model with several outputs, the change on ``validation`` of each,
+            by name; empty for the baseline.
         notes: What could not be measured, and why.
         missing: What could not be measured for a reason that may be gone the next time.
         scores: The metric sample by sample; ``None`` without a split to report.
@@ -54,6 +61,7 @@ class Measured:
     missing: tuple[str, ...] = ()
     scores: Scores | None = None
     validation_scores: Scores | None = None
+    validation_outputs: dict[str, OutputChange] = field(default_factory=dict)
 
     def to_plain(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Plain values, fit for JSON, and arrays, fit for `numpy.savez`."""
@@ -63,6 +71,9 @@ class Measured:
             "validation": self.validation,
             "validation_change": self.validation_change,
             "validation_change_ci": self.validation_change_ci,
+            "validation_outputs": {
+                name: dataclasses.asdict(item) for name, item in self.validation_outputs.items()
+            },
             "notes": list(self.notes),
             "missing": list(self.missing),
             "one_split": self.scores is self.validation_scores,
@@ -91,6 +102,8 @@ class Measured:
         comparison = dict(values["comparison"])
         for name in ("speedup_ci", "accuracy_change_ci"):
             comparison[name] = _interval(comparison[name])
+        if comparison.get("output_changes") is not None:
+            comparison["output_changes"] = _changes(comparison["output_changes"])
         reported = scores("scores")
         return cls(
             figures=Measurement.from_dict(values["figures"]),
@@ -98,6 +111,7 @@ class Measured:
             validation=values["validation"],
             validation_change=values["validation_change"],
             validation_change_ci=_interval(values["validation_change_ci"]),
+            validation_outputs=_changes(values.get("validation_outputs", {})),
             notes=tuple(values["notes"]),
             missing=tuple(values["missing"]),
             scores=reported,
@@ -107,6 +121,10 @@ class Measured:
 
 def _interval(values: Any) -> Interval | None:
     return None if values is None else (float(values[0]), float(values[1]))
+
+
+def _changes(values: dict[str, Any]) -> dict[str, OutputChange]:
+    return {name: OutputChange.from_dict(item) for name, item in values.items()}
 
 
 class Meter:
@@ -142,6 +160,7 @@ class Meter:
         self._baseline_timed: bool | None = None  # None: it was not tried yet
         self._process: LatencyProcess | None = None
         self._stages = 0
+        self._lead = metric.output if metric.parts else ""
 
     @property
     def threads(self) -> int:
@@ -218,25 +237,26 @@ class Meter:
         scores = None
         if split is not None:
             scores = self._score(artifact, split)
-            figures |= {
-                "accuracy": scores.mean,
-                "accuracy_ci": score_interval(scores, self.metric),
-                "samples": scores.samples,
-                "per_class": self._named(scores.per_class),
-                "class_samples": self._named(scores.counts),
-            }
+            figures |= self._accuracy(scores)
             if before is not None and before.scores is not None:
-                change, interval = self._change(before.scores, scores, split, notes)
-                against |= {"accuracy_change": change, "accuracy_change_ci": interval}
+                changes = self._changes(before.scores, scores, split, notes)
+                lead = changes[self._lead]
+                against |= {"accuracy_change": lead.change, "accuracy_change_ci": lead.change_ci}
+                if self.metric.parts:
+                    against["output_changes"] = changes
         decided: Scores | None = None
         moved: tuple[float | None, Interval | None] = (None, None)
+        moved_outputs: dict[str, OutputChange] = {}
         if decisive is not None and decisive is split:
             decided = scores
             moved = against.get("accuracy_change"), against.get("accuracy_change_ci")
+            moved_outputs = against.get("output_changes", {})
         elif decisive is not None:
             decided = self._score(artifact, decisive)
             if before is not None and before.validation_scores is not None:
-                moved = self._change(before.validation_scores, decided, decisive, notes)
+                changes = self._changes(before.validation_scores, decided, decisive, notes)
+                moved = changes[self._lead].change, changes[self._lead].change_ci
+                moved_outputs = changes if self.metric.parts else {}
         self._stages += 1
         missing: list[str] = []
         if self._process is not None:
@@ -252,6 +272,7 @@ class Meter:
             missing=tuple(missing),
             scores=scores,
             validation_scores=decided,
+            validation_outputs=moved_outputs,
         )
         if before is None:
             self._set_baseline(artifact, measured)
@@ -272,41 +293,74 @@ class Meter:
 
     def _set_baseline(self, artifact: Artifact, measured: Measured) -> None:
         self._baseline, self._baseline_artifact = measured, artifact
-        said = self._no_better_than_chance(measured)
-        if said is not None:
-            _LOG.warning("%s", said)
-            self.notes.append(said)
+        for name in self.metric.each:
+            said = self._no_better_than_chance(measured, name)
+            if said is not None:
+                _LOG.warning("%s", said)
+                self.notes.append(said)
 
-    def _no_better_than_chance(self, measured: Measured) -> str | None:
-        scores, interval = measured.scores, measured.figures.accuracy_ci
-        split = self.data.report_split
-        if scores is None or scores.chance is None or interval is None or split is None:
+    def _no_better_than_chance(self, measured: Measured, name: str) -> str | None:
+        """Says so of an output (``""`` for the only one); ``None`` where it is better."""
+        split, figures = self.data.report_split, measured.figures
+        if measured.scores is None or split is None:
             return None
+        scores = measured.scores.each[name]
+        interval = figures.outputs[name].accuracy_ci if figures.outputs else figures.accuracy_ci
+        if scores.chance is None or interval is None:
+            return None
+        metric = self.metric.each[name]
         better = interval[0] > scores.chance
         what = "always naming the most frequent class"
-        if not self.metric.higher_is_better:
+        if not metric.higher_is_better:
             better = interval[1] < scores.chance
             what = "always answering with the same value"
-        elif self.task.kind == "multilabel":
+        elif self.task.each[name].kind == "multilabel":
             what = "always giving each label its more frequent value"
         if better:
             return None
+        of = f" for the output {name!r}" if name else ""
         return (
-            f"no better than chance, as far as can be shown: what came in has {self.metric.name} "
+            f"no better than chance{of}, as far as can be shown: what came in has {metric.name} "
             f"{scores.mean:.4g}, interval {interval[0]:.4g} to {interval[1]:.4g}, on `{split.name}`, "
             f"and {what} has {scores.chance:.4g}. Is it trained, and are its inputs scaled as in "
             "its training?"
         )
 
-    def _change(
+    def _accuracy(self, scores: Scores) -> dict[str, Any]:
+        """The figures that follow from scores."""
+        found = {
+            name: OutputFigures(
+                metric=metric.name,
+                higher_is_better=metric.higher_is_better,
+                accuracy=scores.each[name].mean,
+                accuracy_ci=score_interval(scores.each[name], metric),
+                per_class=self._named(scores.each[name].per_class, name),
+                class_samples=self._named(scores.each[name].counts, name),
+            )
+            for name, metric in self.metric.each.items()
+        }
+        lead = found[self._lead]
+        figures: dict[str, Any] = {
+            name: getattr(lead, name)
+            for name in ("accuracy", "accuracy_ci", "per_class", "class_samples")
+        }
+        if self.metric.parts:
+            figures["outputs"] = found
+        return figures | {"samples": scores.samples}
+
+    def _changes(
         self, before: Scores, after: Scores, split: Split, notes: list[str]
-    ) -> tuple[float, Interval | None]:
+    ) -> dict[str, OutputChange]:
+        """The change of each output by name; of the only one under ``""``."""
         if before.order != after.order:
             notes.append(
                 f"`{split.name}` came in another order than for the baseline, so the "
                 "change is not taken sample by sample: give it without `.shuffle()`"
             )
-        return compare_scores(before, after, self.metric)
+        return {
+            name: OutputChange(*compare_scores(before.each[name], after.each[name], metric))
+            for name, metric in self.metric.each.items()
+        }
 
     def _run_elsewhere(
         self,
@@ -404,10 +458,10 @@ class Meter:
             split.samples = scores.samples
         return scores
 
-    def _named(self, by_class: dict[int, Any] | None) -> dict[str, Any] | None:
+    def _named(self, by_class: dict[int, Any] | None, output: str) -> dict[str, Any] | None:
         if by_class is None:
             return None
-        names = self.data.class_names
+        names = self.data.names_of(output)
         return {
             names[number] if number < len(names) else str(number): value
             for number, value in by_class.items()

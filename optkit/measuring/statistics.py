@@ -20,6 +20,7 @@ __all__ = [
     "paired_change",
     "unpaired_change",
     "verdict",
+    "weighted_interval",
     "whole_change",
     "wilson",
 ]
@@ -60,7 +61,7 @@ def _resampled(values: np.ndarray, reduce: object) -> Interval:
         drawn = values[rng.integers(0, size, (count, size))]
         figures.append(reduce(drawn, axis=1))  # type: ignore[operator]
         done += count
-    low, high = np.percentile(np.concatenate(figures), [2.5, 97.5])
+    low, high = np.nanpercentile(np.concatenate(figures), [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -102,6 +103,30 @@ def mean_interval(values: np.ndarray) -> Interval:
     if is_binary(values):
         return wilson(float(np.sum(values)), len(values))
     return bootstrap_mean(values)
+
+
+def weighted_interval(values: np.ndarray, weights: np.ndarray) -> Interval:
+    """Percentile bootstrap interval of a weighted mean; samples are drawn with their weights.
+
+    Args:
+        values: One value a sample, shape ``(n,)``.
+        weights: How much each counts, at least 0.
+    """
+    values, weights = np.asarray(values, np.float64), np.asarray(weights, np.float64)
+    if len(values) > 10_000:  # as in `bootstrap_mean`: the linearized mean is normal by then
+        mean = float(np.average(values, weights=weights))
+        influence = weights * (values - mean) / weights.mean()
+        half = _Z * float(np.std(influence)) / math.sqrt(len(values))
+        return mean - half, mean + half
+    pairs = np.stack([weights * values, weights], axis=1)
+
+    def ratio(drawn: np.ndarray, axis: int) -> np.ndarray:
+        sums = drawn.sum(axis=axis)
+        # A resample of samples without weight has no mean; it says as little as all of them do.
+        held = np.where(sums[:, 1] > 0, sums[:, 1], np.nan)
+        return np.asarray(sums[:, 0] / held)
+
+    return _resampled(pairs, ratio)
 
 
 def unpaired_change(before: np.ndarray, after: np.ndarray) -> tuple[float, Interval]:

@@ -40,7 +40,10 @@ def _keras_runner(path: str, inputs: list[np.ndarray], threads: int) -> Runner:
     function = module.run
 
     def run() -> Any:
-        return function(*[tf.constant(value) for value in inputs]).numpy()
+        given = function(*[tf.constant(value) for value in inputs])
+        if isinstance(given, list | tuple | dict):
+            return [one.numpy() for one in tf.nest.flatten(given)]
+        return given.numpy()
 
     run.module = module  # type: ignore[attr-defined]  # holds the variables
     run.shared = True  # type: ignore[attr-defined]  # one function serves callers in parallel
@@ -57,12 +60,15 @@ def _tflite_runner(path: str, inputs: list[np.ndarray], threads: int) -> Runner:
             interpreter.resize_tensor_input(detail["index"], value.shape)
     interpreter.allocate_tensors()
     places = [detail["index"] for detail in details]
-    output = interpreter.get_output_details()[0]["index"]
+    outputs = [detail["index"] for detail in interpreter.get_output_details()]
+    output = outputs[0]
 
     def run() -> Any:
         for place, value in zip(places, inputs, strict=True):
             interpreter.set_tensor(place, value)
         interpreter.invoke()
+        if len(outputs) > 1:
+            return [interpreter.get_tensor(index) for index in outputs]
         return interpreter.get_tensor(output)
 
     return run
@@ -191,6 +197,12 @@ def _read_inputs(path: str) -> list[np.ndarray]:
         return [stored[name] for name in stored.files]
 
 
+def _by_output(name: str, given: Any) -> dict[str, Any]:
+    """What a copy gave under names of their own: one array an output, in the runtime's order."""
+    arrays = given if isinstance(given, list) else [given]
+    return {f"{name}-{place}": array for place, array in enumerate(arrays)}
+
+
 class _Server:
     """What the process holds, and a method for each command."""
 
@@ -220,9 +232,10 @@ class _Server:
             order = keys if i % 2 == 0 else keys[::-1]
             loaded = {key: self.loaders[key]() for key in order}
             copies.append([loaded[key] for key in keys])
-        given = {
-            f"{k}-{i}": runners[k]() for i, runners in enumerate(copies) for k in range(len(keys))
-        }
+        given: dict[str, Any] = {}
+        for i, runners in enumerate(copies):
+            for k in range(len(keys)):
+                given |= _by_output(f"{k}-{i}", runners[k]())
         np.savez(request["outputs"], **given)
         settings = {name: request[name] for name in ("seconds", "precision", "minimum")}
         return {"times": [time_in_turns(runners, **settings) for runners in copies]}
@@ -235,7 +248,7 @@ class _Server:
             runners *= callers
         else:
             runners += [load() for _ in range(callers - 1)]
-        np.savez(request["outputs"], **{"0-0": runners[0]()})
+        np.savez(request["outputs"], **_by_output("0-0", runners[0]()))
         return time_callers(runners, seconds=request["seconds"])
 
     def memory(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from optkit.artifact.base import write_atomically
 from optkit.errors import OptkitError
 from optkit.goals import Goal
-from optkit.measuring import Interval, Measurement, Throughput, verdict
+from optkit.measuring import Interval, Measurement, OutputChange, Throughput, verdict
 
 if TYPE_CHECKING:
     import pandas
@@ -57,6 +57,7 @@ class Row:
         speedup_ci: Its interval; where it spans 1 there is no measurable change.
         accuracy_change: Change of the metric on the same samples.
         accuracy_change_ci: Its paired interval.
+        output_changes: Of a model with several outputs, the change of each, by name.
         seconds: Duration of the pass's own work; measuring and reading back are not counted.
         notes: What the pass has to say of this run.
         curves: For each training of the pass its figures by name (``"loss"``, ``"val_metric"``, …),
@@ -79,6 +80,7 @@ class Row:
     seconds: float | None = None
     notes: tuple[str, ...] = ()
     curves: tuple[dict[str, list[float]], ...] = ()
+    output_changes: dict[str, OutputChange] | None = None
 
     @property
     def speed_verdict(self) -> str | None:
@@ -93,6 +95,12 @@ class Row:
         values["curves"] = [
             {name: list(figures) for name, figures in curves.items()} for curves in self.curves
         ]
+        if self.output_changes is None:
+            del values["output_changes"]  # most models have one output
+        else:
+            values["output_changes"] = {
+                name: dataclasses.asdict(item) for name, item in self.output_changes.items()
+            }
         return values
 
     @classmethod
@@ -106,6 +114,11 @@ class Row:
             if values[name] is not None:
                 values[name] = tuple(values[name])
         values["notes"] = tuple(values["notes"])
+        if values.get("output_changes") is not None:
+            values["output_changes"] = {
+                name: OutputChange.from_dict(item)
+                for name, item in values["output_changes"].items()
+            }
         # A loss that was not finite is null in JSON, which knows no other numbers.
         values["curves"] = tuple(
             {
@@ -246,6 +259,7 @@ class Report:
         The index is that of the rows; the baseline is 0, and `runtime_baseline`, where there is
         one, is -1. A figure that was not measured is missing (NaN). Figures of classes and layers
         are no figures of a stage: they stand in `Measurement.per_class` and `Measurement.layers`.
+        Of a model with several outputs each has columns of its own, called by its name.
 
         Example:
             >>> import optkit as ok
@@ -380,9 +394,10 @@ def _record(index: int, row: Row) -> dict[str, Any]:
         "status": row.status,
         "family": row.family,
     }
-    figures = (row.after or Measurement()).to_dict()
-    for nested in ("per_class", "class_samples", "layers"):
-        del figures[nested]
+    measured = row.after or Measurement()
+    figures = measured.to_dict()
+    for nested in ("per_class", "class_samples", "layers", "outputs"):
+        figures.pop(nested, None)
     throughput = figures.pop("throughput") or dict.fromkeys(_THROUGHPUT)
     for name in _FIGURES:
         figures[name] = getattr(row, name)
@@ -392,7 +407,16 @@ def _record(index: int, row: Row) -> dict[str, Any]:
             record |= {f"{name}_low": low, f"{name}_high": high}
         else:
             record[name] = value
-    return record | {f"throughput_{name}": throughput[name] for name in _THROUGHPUT}
+    record |= {f"throughput_{name}": throughput[name] for name in _THROUGHPUT}
+    for output, found in (measured.outputs or {}).items():
+        change = (row.output_changes or {}).get(output)
+        for name, value, interval in (
+            (output, found.accuracy, found.accuracy_ci),
+            (f"{output}_change", change and change.change, change and change.change_ci),
+        ):
+            low, high = interval or (None, None)
+            record |= {name: value, f"{name}_ci_low": low, f"{name}_ci_high": high}
+    return record
 
 
 def _write(path: str | os.PathLike[str] | None, text: str) -> None:
