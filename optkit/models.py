@@ -23,12 +23,13 @@ __all__ = [
     "compile_like",
     "compiled_loss_weights",
     "compiled_metrics",
-    "copy_learned_state",
+    "copy_state",
     "final_activation",
     "flat_copy",
     "is_batch_norm",
     "is_compiled",
     "is_graph",
+    "is_variable",
     "layers_by_path",
     "mixed_precision_layers",
     "nested_models",
@@ -254,6 +255,11 @@ def mixed_precision_layers(model: Any) -> tuple[str, ...]:
     )
 
 
+def is_variable(weight: Any) -> bool:
+    """Whether a weight is a variable. Lookups list the words that they have learned as a weight."""
+    return hasattr(weight, "shape")
+
+
 def is_batch_norm(layer: Any) -> bool:
     """Whether a layer is a batch normalization, of whatever kind."""
     # `layers.BatchNormalization` of tf_keras is its own class; the base covers the synchronized one.
@@ -277,7 +283,7 @@ def variables_by_path(model: Any) -> dict[str, Any]:
     seen: set[int] = set()  # a layer that is used in several places has its path in the first
 
     def put(variable: Any, owner: str, prefix: str) -> None:
-        if id(variable) in seen:
+        if id(variable) in seen or not is_variable(variable):
             return
         seen.add(id(variable))
         path = f"{prefix}{owner}/{_leaf(variable, owner)}"
@@ -324,7 +330,7 @@ def _leaf(variable: Any, owner: str) -> str:
     return "/".join([*(re.sub(r"_\d+$", "", scope) for scope in scopes), last])
 
 
-def clone(model: Any, replace: Any = None) -> Any:
+def clone(model: Any, replace: Any = None, *, inputs: Any = None) -> Any:
     """A copy with weights of its own: same architecture, names, values and `trainable` flags.
 
     Layers are rebuilt from their configurations; so are subclassed models within the model, whose
@@ -334,6 +340,8 @@ def clone(model: Any, replace: Any = None) -> Any:
         model: A built functional or Sequential tf_keras model.
         replace: ``None``, or a function from a layer to the layer to put in its place. Where one
             has other weights than the layer it replaces, the caller sets the weights.
+        inputs: Keras inputs to build the copy on, in the model's order; ``None`` for new ones like
+            those of the model.
 
     Returns:
         An uncompiled model.
@@ -354,7 +362,7 @@ def clone(model: Any, replace: Any = None) -> Any:
         return copied[id(layer)]
 
     try:
-        copy = keras.models.clone_model(model, clone_function=copy_layer)
+        copy = keras.models.clone_model(model, inputs, clone_function=copy_layer)
     except Exception as error:
         if replace is not None:
             raise  # what was put in place may be at fault
@@ -363,26 +371,34 @@ def clone(model: Any, replace: Any = None) -> Any:
             "`get_config()` so that `from_config()` rebuilds them."
         ) from error
     if replace is None:
-        _copy_state(model, copy)
+        copy_state(model, copy)
     return copy
 
 
-def _copy_state(source: Any, target: Any) -> None:
+def copy_state(source: Any, target: Any) -> None:
+    """Brings weights, `trainable` flags and what was learned over to a model of equal layers.
+
+    Raises:
+        ModelError: If the models have other weights.
+    """
     # Flags before weights: Keras lists trainable weights first, so they decide the order.
     for old, new in _pairs(source, target):
         new.trainable = old.trainable
-    shapes = [[tuple(weight.shape) for weight in model.weights] for model in (source, target)]
+    held = [[w for w in model.weights if is_variable(w)] for model in (source, target)]
+    shapes = [[tuple(weight.shape) for weight in weights] for weights in held]
     if shapes[0] != shapes[1]:
         raise ModelError(
             f"Model {source.name!r} cannot be copied: rebuilt from its configuration, it has other "
-            "weights. `get_config()` of its custom layers must say all that `build()` depends on."
+            "weights. `get_config()` of its custom layers must say all that `build()` depends on, "
+            "and a weight that two layers share must belong to a layer that both hold."
         )
-    target.set_weights(source.get_weights())
+    for kept, fresh in zip(*held, strict=True):
+        fresh.assign(kept)
     for old, new in zip(sublayers(source), sublayers(target), strict=True):
-        copy_learned_state(old, new)
+        _copy_learned_state(old, new)
 
 
-def copy_learned_state(old: Any, new: Any) -> None:
+def _copy_learned_state(old: Any, new: Any) -> None:
     """Brings over what a preprocessing layer has learned and keeps outside of its weights."""
     layers = tf_keras().layers
     if isinstance(old, layers.TextVectorization):
@@ -426,6 +442,7 @@ def flat_copy(model: Any, inputs: Any) -> Any:
         weights of the originals.
     """
     copied = clone(model)
+    _rename_equals(copied)
 
     def apply(part: Any, tensors: Sequence[Any], training: Any = None) -> list[Any]:
         uses = part._tensor_usage_count
@@ -457,6 +474,18 @@ def flat_copy(model: Any, inputs: Any) -> Any:
 
     outputs = apply(copied, inputs)
     return outputs[0] if len(outputs) == 1 else outputs, tuple(walk_layers(copied))
+
+
+def _rename_equals(model: Any) -> None:
+    """Names layers of models within the model by their paths where their own names are taken."""
+    taken: set[str] = set()
+    named = sorted(layers_by_path(model).items(), key=lambda item: item[0].count("/"))
+    for path, layer in named:
+        name = layer.name if layer.name not in taken else path.replace("/", "_")
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        layer._name = name
 
 
 def final_activation(model: Any, output: int = 0) -> str:
@@ -561,18 +590,17 @@ def compiled_loss_weights(model: Any) -> Any:
 def compile_like(model: Any, source: Any) -> None:
     """Compiles ``model`` as ``source`` is: same loss, metrics, and a fresh optimizer of its kind.
 
-    A source that is not compiled leaves the model uncompiled.
+    Both are of the same Keras. A source that is not compiled leaves the model uncompiled.
     """
     if not is_compiled(source):
         return
-    keras = tf_keras()
 
     def fresh(item: Any) -> Any:
         if isinstance(item, dict):
             return {key: fresh(value) for key, value in item.items()}
         if isinstance(item, list | tuple):
             return [fresh(value) for value in item]
-        if isinstance(item, keras.metrics.Metric):
+        if hasattr(item, "update_state"):  # a metric
             return type(item).from_config(item.get_config())
         return item
 

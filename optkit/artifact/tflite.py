@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import os
+import tempfile
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from optkit.artifact.base import Artifact, Layer, batches_of, named_inputs
+from optkit.artifact.base import Artifact, Layer, batches_of, named_inputs, write_atomically
+from optkit.artifact.keras import KerasArtifact
+from optkit.artifact.keras import _from_file as from_file
 from optkit.errors import DataError, ModelError
+from optkit.models import signature
+from optkit.runtime import tensorflow
 
-__all__ = ["TFLiteArtifact", "TensorPort"]
+__all__ = ["TFLiteArtifact", "TensorPort", "front_function"]
 
 _NUMPY_OF_TENSOR_TYPE = {0: np.float32, 1: np.float16, 2: np.int32, 3: np.uint8, 9: np.int8}
 _INT4 = 17
+_FRONT_BATCH = 256
+_FRONT_MARK = b"optkit.front"
 _UNPACKING = ("DEQUANTIZE", "DENSIFY")  # operators that give constants as others can read them
+
+
+#: From inputs of a whole model, and shapes by name, to inputs of the file by name.
+FrontFunction = Callable[[Any, dict[str, tuple[int | None, ...]]], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -85,8 +98,14 @@ class TFLiteArtifact(Artifact):
     A full-integer file takes and gives integers; `predict` quantizes inputs and dequantizes
     outputs, so that it takes and gives the same numbers as the model it was made from.
 
+    TFLite has no lookups of strings and categories. Of a model with such layers, the file holds what
+    comes behind them, and they themselves are its front: a Keras model, saved beside the file as
+    ``<name>.front.keras``. `predict` runs both; size and speed are those of the file.
+
     Args:
         content: The bytes of the file.
+        front: What to run before the file, as a `KerasArtifact` or the bytes of its file; ``None``
+            for nothing. Its outputs are called as the inputs of the file.
 
     Raises:
         ModelError: If the bytes are no TFLite file that LiteRT can run.
@@ -94,9 +113,11 @@ class TFLiteArtifact(Artifact):
 
     kind = "tflite"
     suffix = ".tflite"
+    front_suffix = ".front.keras"
 
-    def __init__(self, content: bytes):
+    def __init__(self, content: bytes, front: KerasArtifact | bytes | None = None):
         self._content = bytes(content)
+        self._front = _file_of(front) if isinstance(front, KerasArtifact) else front
         self._lock = threading.Lock()  # an interpreter serves one caller at a time
         self._shapes: tuple[tuple[int, ...], ...] | None = None
         if self._content[4:8] != b"TFL3":
@@ -104,9 +125,24 @@ class TFLiteArtifact(Artifact):
                 "These bytes are no TFLite flatbuffer: the mark 'TFL3' is missing at byte 4 "
                 f"(length {len(self._content)})."
             )
+        if self._front is not None and self._front_mark is None:
+            self._content = _marked(self._content, hashlib.sha256(self._front).digest())
+            del self._flatbuffer  # of the content without the mark
+
+    @property
+    def _front_mark(self) -> bytes | None:
+        """What the file says of the front that it was made with."""
+        model = self._flatbuffer
+        for entry in model.metadata or ():
+            if entry.name == _FRONT_MARK:
+                return bytes(bytearray(model.buffers[entry.buffer].data))
+        return None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._content,)  # an interpreter cannot travel, and is made anew
+        return type(self), (
+            self._content,
+            self._front,
+        )  # an interpreter cannot travel, and is made anew
 
     @property
     def content(self) -> bytes:
@@ -114,12 +150,52 @@ class TFLiteArtifact(Artifact):
         return self._content
 
     @functools.cached_property
+    def front(self) -> KerasArtifact | None:
+        """What runs before the file; ``None`` for nothing."""
+        return None if self._front is None else from_file(self._front, keras3=False)
+
+    @property
+    def front_content(self) -> bytes | None:
+        """The bytes of the file of the front; ``None`` without one."""
+        return self._front
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> TFLiteArtifact:
+        """Reads what `save` wrote: the file, and its front where it has one.
+
+        Raises:
+            ModelError: If it is no TFLite file, or its front is not that which it was made with.
+        """
+        target = Path(path)
+        artifact = cls(target.read_bytes())
+        mark = artifact._front_mark
+        if mark is None:
+            return artifact
+        beside = target.with_suffix(cls.front_suffix)
+        if not beside.is_file():
+            raise ModelError(
+                f"{target.name!r} was made of a model with lookups, which TFLite cannot run, and "
+                f"their file {beside.name!r} is not beside it. Copy both. (LiteRT can run the file "
+                "alone, on what the lookups give.)"
+            )
+        content = beside.read_bytes()
+        if hashlib.sha256(content).digest() != mark:
+            raise ModelError(
+                f"{beside.name!r} does not belong to {target.name!r}: it is not the one that was "
+                "saved with it. Save the artifact again."
+            )
+        return cls(artifact.content, front=content)
+
+    @functools.cached_property
     def _interpreter(self) -> Any:
         from ai_edge_litert.interpreter import Interpreter
 
         try:
             interpreter = Interpreter(model_content=self._content)
-            interpreter.allocate_tensors()
+            shapes = [detail["shape_signature"] for detail in interpreter.get_input_details()]
+            # Sizes that are open count as 1 until inputs come, too small for many a model.
+            if all(size >= 0 for shape in shapes for size in shape[1:]):
+                interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise ModelError(f"LiteRT cannot run this TFLite file: {error}") from error
         return interpreter
@@ -154,10 +230,15 @@ class TFLiteArtifact(Artifact):
             )
         return tuple(ports)
 
-    def predict(self, x: Any, batch_size: int = 32) -> np.ndarray:
-        """Runs the file through LiteRT, in batches where its batch dimension is open."""
+    def predict(self, x: Any, batch_size: int = 32) -> Any:
+        """Runs the file through LiteRT, in batches where its batch dimension is open.
+
+        Of a file with several outputs it gives a dict by output name, in the file's order.
+
+        Where it has a front, that runs before it.
+        """
         ports = self.inputs
-        inputs = named_inputs(x, [port.name for port in ports])
+        inputs = self.file_inputs(x)
         for port in ports:
             if inputs[port.name].ndim != len(port.shape):
                 raise DataError(
@@ -169,11 +250,28 @@ class TFLiteArtifact(Artifact):
             parts = [
                 self._invoke(batch) for batch in batches_of(inputs, batch_size if open_batch else 1)
             ]
-        if not parts:
-            return np.zeros((0, *[max(d, 0) for d in self.outputs[0].shape[1:]]), np.float32)
-        return np.concatenate(parts)
+        found = {}
+        for place, port in enumerate(self.outputs):
+            if parts:
+                found[port.name] = np.concatenate([part[place] for part in parts])
+            else:
+                found[port.name] = np.zeros((0, *[max(d, 0) for d in port.shape[1:]]), np.float32)
+        return found if len(found) > 1 else next(iter(found.values()))
 
-    def _invoke(self, batch: dict[str, np.ndarray]) -> np.ndarray:
+    def file_inputs(self, x: Any) -> dict[str, np.ndarray]:
+        """The inputs of the file by name: what is given, or what the front makes of it."""
+        ports = self.inputs
+        if self.front is None:
+            return named_inputs(x, [port.name for port in ports])
+        shapes = [tuple(None if d < 0 else d for d in port.shape[1:]) for port in ports]
+        return self._front_run(x, dict(zip((port.name for port in ports), shapes, strict=True)))
+
+    @functools.cached_property
+    def _front_run(self) -> FrontFunction:
+        assert self.front is not None
+        return front_function(self.front)
+
+    def _invoke(self, batch: dict[str, np.ndarray]) -> list[np.ndarray]:
         interpreter = self._interpreter
         shapes = tuple(batch[port.name].shape for port in self.inputs)
         try:
@@ -190,8 +288,25 @@ class TFLiteArtifact(Artifact):
             raise ModelError(
                 f"LiteRT could not run the file on inputs of shape {list(shapes)}: {error}"
             ) from error
-        output = self.outputs[0]
-        return output.dequantize(interpreter.get_tensor(output.index))
+        return [port.dequantize(interpreter.get_tensor(port.index)) for port in self.outputs]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the file to deploy, and its front, where it has one, as ``<name>.front.keras``.
+
+        Args:
+            path: Where to. The suffix is added where the name has none.
+
+        Returns:
+            The path that was written.
+
+        Raises:
+            OptkitError: For a suffix of another kind of file.
+        """
+        target = super().save(path)
+        if (front := self._front) is not None:
+            beside = target.with_suffix(self.front_suffix)
+            write_atomically(beside, lambda file: file.write_bytes(front))
+        return target
 
     def _write(self, path: Path) -> None:
         path.write_bytes(self._content)
@@ -296,6 +411,78 @@ class TFLiteArtifact(Artifact):
             name = model.subgraphs[g].tensors[t].name.decode()
             found.append(_layer(name, "constant", [weight]))
         return tuple(found)
+
+
+def front_function(front: KerasArtifact) -> FrontFunction:
+    """A function from the inputs of a front, and the shapes wanted, to its outputs by name.
+
+    Sequences whose length the front leaves open are brought to the length that is wanted, or, where
+    that is open as well, to that of the longest: zeros at the end, or the end cut off.
+    """
+    infos = signature(front.model)
+    names = [info.name for info in infos.inputs]
+
+    def run(x: Any, shapes: dict[str, tuple[int | None, ...]]) -> dict[str, np.ndarray]:
+        found: dict[str, list[np.ndarray]] = {info.name: [] for info in infos.outputs}
+        for batch in batches_of(named_inputs(x, names), _FRONT_BATCH):
+            # Called as it is: `predict` would give floats in place of numbers of words.
+            tensors = [
+                tensorflow().constant(batch[i.name].astype(_numpy_type(i.dtype), copy=False))
+                for i in infos.inputs
+            ]
+            outputs = tensorflow().nest.flatten(front.model(_packed(tensors), training=False))
+            for info, output in zip(infos.outputs, outputs, strict=True):
+                found[info.name].append(output.numpy())
+        return {name: _joined(parts, shapes[name]) for name, parts in found.items()}
+
+    return run
+
+
+def _packed(tensors: list[Any]) -> Any:
+    return tensors[0] if len(tensors) == 1 else tensors
+
+
+def _numpy_type(dtype: str) -> Any:
+    return object if dtype == "string" else np.dtype(dtype)
+
+
+def _joined(parts: list[np.ndarray], shape: tuple[int | None, ...]) -> np.ndarray:
+    """Batches as one array of a shape without the batch, filled up with zeros or cut off."""
+    wanted = [
+        max(part.shape[axis] for part in parts) if size is None else size
+        for axis, size in enumerate(shape, start=1)
+    ]
+    cut = [part[(slice(None), *(slice(0, size) for size in wanted))] for part in parts]
+    return np.concatenate(
+        [
+            np.pad(
+                part,
+                [(0, 0), *((0, n - have) for n, have in zip(wanted, part.shape[1:], strict=True))],
+            )
+            for part in cut
+        ]
+    )
+
+
+def _file_of(artifact: KerasArtifact) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="optkit-") as folder:
+        return artifact.save(Path(folder) / f"front{artifact.suffix}").read_bytes()
+
+
+def _marked(content: bytes, mark: bytes) -> bytes:
+    """The flatbuffer with an entry in its metadata that says which front it was made with."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    buffer, entry = schema.BufferT(), schema.MetadataT()
+    buffer.data = np.frombuffer(mark, np.uint8)
+    entry.name, entry.buffer = _FRONT_MARK, len(model.buffers)
+    model.buffers.append(buffer)
+    model.metadata = [*(model.metadata or ()), entry]
+    builder = flatbuffers.Builder(len(content) + 4096)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
 
 
 def _operator_name(code: Any) -> str:
