@@ -10,6 +10,7 @@ from optkit.artifact import Artifact, KerasArtifact, TreatedArtifact, load_model
 from optkit.data import Data
 from optkit.errors import ModelError
 from optkit.models import check_treatable, clone
+from optkit.runtime import keras, tf_keras
 from optkit.translate import is_keras3, to_tf_keras
 
 __all__ = ["Admitted", "admit"]
@@ -65,9 +66,19 @@ def admit(model: Any, data: Data | None = None) -> Admitted:
     notes: list[str] = []
     if isinstance(model, str | os.PathLike):
         model = load_model(model)
+    if not _is_model(model):
+        raise ModelError(
+            "Expected a Keras model, of Keras 3 or of tf_keras, or the path of one. Received: "
+            f"{model!r} (of type {type(model).__module__}.{type(model).__qualname__})."
+        )
     given = model
     inside = model
     if is_keras3(inside):
         inside = to_tf_keras(inside)
     check_treatable(inside)
     return Admitted(inside, given, tuple(notes))
+
+
+def _is_model(value: Any) -> bool:
+    library = keras() if is_keras3(value) else tf_keras()
+    return isinstance(value, library.Model)

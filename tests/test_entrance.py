@@ -139,6 +139,7 @@ def test_a_tf_keras_twin_does_not_find_the_stages_of_a_keras_3_model(tmp_path):
     assert isinstance(result.artifact.model, tf_keras.Model)
 
 
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 def test_paths_are_read_and_results_are_of_the_keras_of_the_file(tmp_path):
     data = digits(200)
     three().save(tmp_path / "three.keras")
