@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import tempfile
@@ -31,6 +32,7 @@ from optkit.safety import find_unsafe
 
 __all__ = ["load", "load_model", "read_model"]
 
+_LOG = logging.getLogger("optkit")
 _KNOWN = (
     "a .keras archive, an .h5 or .hdf5 file, a SavedModel folder, or weights together with "
     "`builder=`"
@@ -89,7 +91,7 @@ def load(
         source = _deployed(source)
     _refuse_absent(source)
     if source.is_file() and (source.suffix == ".tflite" or _head(source)[4:8] == _TFLITE):
-        return TFLiteArtifact(_content(source))
+        return _read_tflite(source)
     terms = Terms(trust=trust, custom_objects=custom_objects, compile=False)
     model = read_model(source, terms)
     return model if isinstance(model, Artifact) else KerasArtifact(model)
@@ -204,9 +206,9 @@ def _refuse_absent(source: Path) -> None:
         )
 
 
-def _content(source: Path) -> bytes:
+def _read_tflite(source: Path) -> TFLiteArtifact:
     try:
-        return source.read_bytes()
+        return TFLiteArtifact(source.read_bytes())
     except OSError as error:
         raise ModelError(f"{str(source)!r} cannot be read: {error}.") from error
 
@@ -235,15 +237,16 @@ def _checkpoint(source: Path) -> Path | None:
     """The prefix of a TensorFlow checkpoint, where the path means one."""
     if source.suffix == _INDEX and source.is_file():
         return source.with_suffix("")
-    if not source.exists() and Path(f"{source}{_INDEX}").is_file():
+    # The file called "checkpoint" is TensorFlow's note of the newest one, whatever that is called.
+    if (not source.exists() or source.name == "checkpoint") and Path(f"{source}{_INDEX}").is_file():
         return source
     return None
 
 
 def _deployed(folder: Path) -> Path:
     """The artifact in a folder that `Result.save` wrote."""
-    found = [path for path in sorted(folder.glob("artifact.*")) if path.is_file()]
-    found = [path for path in found if path.suffix in (".keras", ".tflite")]
+    files = [folder / f"artifact{kind.suffix}" for kind in (KerasArtifact, TFLiteArtifact)]
+    found = [path for path in files if path.is_file()]
     if (folder / "artifact" / _GRAPH).is_file():
         found.append(folder / "artifact")
     if len(found) != 1:
@@ -334,18 +337,28 @@ def _rebuilt(copy: Path, source: Path, terms: Terms, *, compiled: bool) -> Any:
             if not compiled:
                 raise
             warn_uncompiled(source, f"{type(error).__name__}: {str(error)[:300]}")
-            model = attempt(False)
+            compiled, model = False, attempt(False)
     except Exception as error:
         raise ModelError(
             f"{str(source)!r} cannot be read: tf_keras cannot rebuild the model of this SavedModel: "
             f"{type(error).__name__}: {str(error)[:600]} Classes of your own must be registered, or "
-            "given in `custom_objects`. As a graph alone, `optkit.SavedModelArtifact(path)` may "
-            "still read it."
+            "given in `custom_objects`; otherwise the folder is incomplete or damaged. As a graph "
+            "alone, `optkit.SavedModelArtifact(path)` may still read it."
         ) from error
     if not isinstance(model, module.Model):
         return None
     home = "tf_keras.src.saving.legacy.saved_model"
     revived = [
-        layer for layer in model._flatten_layers() if type(layer).__module__.startswith(home)
+        layer.name for layer in model._flatten_layers() if type(layer).__module__.startswith(home)
     ]
+    if revived:
+        _LOG.warning(
+            "%s comes as a graph that can be run and converted, not trained: the classes of %s are "
+            "not known here. Register them (`register_keras_serializable`) or give them in "
+            "`custom_objects` to get the Keras model.",
+            source,
+            ", ".join(revived[:5]),
+        )
+    if not compiled and getattr(model, "optimizer", None) is not None:
+        model.optimizer = None  # what is left of one has no use without its loss
     return None if revived else model

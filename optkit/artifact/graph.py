@@ -19,6 +19,7 @@ _INDEX, _METADATA = "saved_model.pb", "keras_metadata.pb"
 _PROTOBUF_BYTES = 2**31 - 1
 _TRUST = "Pass `trust=True` if you know who made the SavedModel and trust them."
 _TEXT_FILE = ("InitializeTableFromTextFileV2", "InitializeTableFromTextFile")
+_RESTORING = ("RestoreV2", "Restore", "RestoreSlice", "ShardedFilename")
 _CONSOLE = ("", "stdout", "stderr", "log(info)", "log(warning)", "log(error)")
 _AGAIN = "Get the whole folder from its source again, or save the model again."
 
@@ -182,8 +183,10 @@ def _reached(graph: Any, functions: dict[str, Any]) -> Iterator[tuple[str, Any]]
                 for index in (saveable.save_function, saveable.restore_function)
                 if index < len(objects.nodes)
             ]
-    if not objects.nodes:  # of TensorFlow 1: the graph itself is run, from the signatures back
-        nodes = list(_served_nodes(graph))
+    if not objects.nodes:  # of TensorFlow 1: the graph itself is run, from its ends back
+        served = _nodes_behind(graph, _ends(graph))
+        restoring = _nodes_behind(graph, [graph.saver_def.restore_op_name])
+        nodes = [*served, *(node for node in restoring if node.op not in _RESTORING)]
         yield "", nodes
         waiting += list(_called(nodes, functions))
     seen: set[str] = set()
@@ -207,17 +210,22 @@ def _called(nodes: Iterable[Any], functions: dict[str, Any]) -> Iterator[str]:
                 yield item.name
 
 
-def _served_nodes(graph: Any) -> Iterator[Any]:
-    """The nodes that the signatures and the initialization of an old graph run."""
-    nodes = {node.name: node for node in graph.graph_def.node}
-    waiting = [
+def _ends(graph: Any) -> list[str]:
+    """What the signatures and the initialization of an old graph give and run."""
+    names = [
         info.name
         for signature in graph.signature_def.values()
         for info in (*signature.inputs.values(), *signature.outputs.values())
     ]
     for collection in graph.collection_def.values():
-        waiting += collection.node_list.value
-    seen: set[str] = set()
+        names += collection.node_list.value
+    return names
+
+
+def _nodes_behind(graph: Any, names: list[str]) -> Iterator[Any]:
+    """Nodes of the graph, and all that they are computed from."""
+    nodes = {node.name: node for node in graph.graph_def.node}
+    waiting, seen = list(names), set()
     while waiting:
         name = waiting.pop().lstrip("^").partition(":")[0]
         if name in seen or name not in nodes:

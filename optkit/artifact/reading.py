@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import shutil
@@ -206,44 +207,15 @@ def _read_opened(
         compiled = None
     target = folder / "model.keras"
 
-    def write(with_compiled: Any) -> Path:
-        content = {**config, **({"compile_config": with_compiled} if with_compiled else {})}
-        archive.repack(opened, target, {_CONFIG: json_bytes(content)})
-        return target
-
-    write(compiled)
+    content = {**config, **({"compile_config": compiled} if compiled else {})}
+    archive.repack(opened, target, {_CONFIG: json.dumps(content).encode()})
     with zipfile.ZipFile(target) as copy:
         copy.extract(_WEIGHTS, folder)
     _checked_hdf5(folder / _WEIGHTS, path)
     (folder / _WEIGHTS).unlink()
     if terms.builder is not None:
         return _with_weights(path, target, terms.builder)
-    module = _module(library)
-    with quietly(), _bounded_weights(path, target.stat().st_size):
-        try:
-            return _load(module, target, terms, compile=bool(compiled))
-        except ModelError:
-            raise
-        except Exception as error:
-            if not compiled:
-                raise _not_built(path, error, library) from error
-            reason = error
-        write(None)
-        try:
-            model = _load(module, target, terms, compile=False)
-        except ModelError:
-            raise
-        except Exception as error:
-            raise _not_built(path, error, library) from error
-    warn_uncompiled(path, _first_line(reason))
-    return model
-
-
-def json_bytes(content: Any) -> bytes:
-    """A value as JSON."""
-    import json
-
-    return json.dumps(content).encode()
+    return _built_model(path, target, terms, library, compiled=bool(compiled))
 
 
 def _library(version: Any, config: Any) -> Library:
@@ -269,13 +241,48 @@ def _module(library: Library) -> Any:
     return module
 
 
-def _load(module: Any, path: Path, terms: Terms, *, compile: bool) -> Any:  # noqa: A002 (as Keras)
-    return module.saving.load_model(
-        path,
-        custom_objects=dict(terms.custom_objects or {}),
-        compile=compile,
-        safe_mode=not terms.trust,
-    )
+def _built_model(
+    path: Path, copy: Path, terms: Terms, library: Library, *, compiled: bool, said: str = ""
+) -> Any:
+    """The model of a file that has been looked through, compiled where that can be read.
+
+    Args:
+        path: What the caller named.
+        copy: What Keras is to read.
+        terms: On what terms.
+        library: Which Keras.
+        compiled: Whether to read how it was compiled.
+        said: What the file says of that, for the warning where it cannot be read.
+    """
+    module = _module(library)
+
+    def load(with_compiled: bool) -> Any:
+        try:
+            return module.saving.load_model(
+                copy,
+                custom_objects=dict(terms.custom_objects or {}),
+                compile=with_compiled,
+                safe_mode=not terms.trust,
+            )
+        except ModelError:
+            raise
+        except Exception as error:
+            raise _not_built(path, error, library) from error
+
+    stored = copy.stat().st_size
+    if compiled:
+        try:
+            with quietly(), _bounded_weights(path, stored):
+                return load(True)
+        except ModelError as error:
+            if error.__cause__ is None:
+                raise
+            reason = _first_line(error.__cause__)
+    with quietly(), _bounded_weights(path, stored):
+        model = load(False)
+    if compiled:
+        warn_uncompiled(path, f"{reason} {said}".strip())
+    return model
 
 
 def _not_built(path: Path, error: Exception, library: Library) -> ModelError:
@@ -353,33 +360,21 @@ def read_hdf5(path: Path, terms: Terms) -> Any:
         config = archive.read_json(described, "model_config", path)
         library = _library(version, config)
         refuse_unsafe(path, terms.find_unsafe(config, library))
+        settings: Any = {}
         wanted = terms.compile and compiled is not None
         if wanted:
             settings = archive.read_json(compiled or b"", "training_config", path)
+            settings = settings if isinstance(settings, dict) else {}
             left_out = terms.find_unsafe(settings, library)
             if left_out:
                 warn_uncompiled(path, str(left_out[0]))
                 wanted = False
-        module = _module(library)
         copy = Path(folder) / "model.h5"
         shutil.copyfile(path, copy)
-        with quietly(), _bounded_weights(path, path.stat().st_size):
-            try:
-                return _load(module, copy, terms, compile=wanted)
-            except ModelError:
-                raise
-            except Exception as error:
-                if not wanted:
-                    raise _not_built(path, error, library) from error
-                reason = error
-            try:
-                model = _load(module, copy, terms, compile=False)
-            except ModelError:
-                raise
-            except Exception as error:
-                raise _not_built(path, error, library) from error
-    warn_uncompiled(path, _first_line(reason))
-    return model
+        named = f"loss {settings.get('loss')!r}, metrics {settings.get('metrics')!r}"[:200]
+        return _built_model(
+            path, copy, terms, library, compiled=wanted, said=f"It was compiled with {named}."
+        )
 
 
 def _attributes(path: Path) -> tuple[bytes | None, bytes | None, str | None, bool]:
@@ -412,12 +407,19 @@ def _attributes(path: Path) -> tuple[bytes | None, bytes | None, str | None, boo
 
 
 def _built(builder: Callable[[], Any]) -> tuple[Any, Library]:
-    if not callable(builder):
+    if isinstance(builder, tf_keras().Model | keras().Model) or not callable(builder):
         raise ModelError(
             "`builder` must be a function without arguments that gives a Keras model. Received: "
-            f"{type(builder).__name__}. For a model that you have, pass `lambda: model`."
+            f"{type(builder).__name__}. For a model that you have, pass `lambda: model`; its "
+            "weights are overwritten."
         )
-    model = builder()
+    try:
+        model = builder()
+    except Exception as error:
+        raise ModelError(
+            f"`builder` failed: {_first_line(error)} It must be a function without arguments that "
+            "gives a Keras model."
+        ) from error
     if isinstance(model, tf_keras().Model):
         library: Library = "tf_keras"
     elif isinstance(model, keras().Model):
