@@ -50,8 +50,4 @@ globals().update({function.__name__: function for function in _FUNCTIONS.values(
 
 def keras3_activation(name: str) -> Any:
     """Keras 3's activation of a name, as a function that tf_keras can save and read back."""
-    import keras
-
-    function = _FUNCTIONS[name]
-    function.optkit_original = getattr(keras.activations, name)
-    return function
+    return _FUNCTIONS[name]

@@ -28,9 +28,4 @@ def tf_keras_activation(name: str) -> Any:
     same = {"log_softmax": "log_softmax", "relu6": "relu6"}
     if name in same:
         return getattr(keras.activations, same[name])
-    function = globals().get(f"tf_keras_{name}")
-    original = getattr(tf_keras().activations, name)
-    if function is None:
-        return original
-    function.optkit_original = original
-    return function
+    return globals().get(f"tf_keras_{name}") or getattr(tf_keras().activations, name)

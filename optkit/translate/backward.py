@@ -73,7 +73,7 @@ class Backward:
     def lone_layer(self, layer: Any) -> Any:
         """Translates a layer that stands in no model; where it is built, its weights, too."""
         result = self.operation(layer, [], "")
-        if result is None or not layer.built:
+        if result is None or not layer.built or not layer.weights:
             return result
         shape = getattr(layer, "_build_input_shape", None)
         if shape is not None and not result.built:
@@ -246,11 +246,11 @@ class Backward:
         try:
             copy = revive_tf_keras(serialized_tf_keras(layer))
         except Exception as error:
-            first = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+            words = " ".join(str(error).split()) or repr(error)
             self._problem(
                 place,
                 layer,
-                f"its configuration cannot be read back ({first.strip()[:200]}); implement "
+                f"its configuration cannot be read back ({words[:200]}); implement "
                 "`get_config()` so that `from_config()` rebuilds it, or pair it with a Keras 3 "
                 "layer by `optkit.register_layer`",
             )

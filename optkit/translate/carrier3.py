@@ -34,6 +34,7 @@ class TensorFlowFunction(keras.layers.Layer):  # type: ignore[misc]
         self._plain_forms = _Plain(list(forms))
         self._function = _Plain(tensorflow_function(symbol))
         self._convert_input_args = False
+        self.supports_masking = True  # masks end here without a warning, as in tf_keras
 
     @property
     def forms(self) -> list[dict[str, Any]]:
@@ -52,6 +53,10 @@ class TensorFlowFunction(keras.layers.Layer):  # type: ignore[misc]
     def get_config(self) -> dict[str, Any]:
         """The configuration."""
         return {**super().get_config(), "symbol": self.symbol, "forms": self.forms}
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
+        """No mask: a function of TensorFlow knows none."""
+        return
 
     def call(self, inputs: Any, form: int = 0) -> Any:
         """Calls the function."""
@@ -206,6 +211,12 @@ class TfKerasLayer(keras.layers.Layer):  # type: ignore[misc]
         if locked:
             self._tracker.lock()
         self._adopted = True
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        """The mask that the layer hands on, if it does."""
+        if not self.layer.supports_masking:
+            return None
+        return self.layer.compute_mask(inputs, previous_mask)
 
     def compute_output_spec(self, inputs: Any, form: int = 0, training: Any = None) -> Any:
         """The shapes and dtypes of the outputs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,9 @@ from optkit.translate.registry import pair_of
 from optkit.translate.weights import copy_flags, copy_weights
 
 __all__ = ["Forward"]
+
+
+_SCOPE_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.>-]*")
 
 
 class _NotNativeError(Exception):
@@ -81,6 +85,14 @@ class Forward:
                         "tf_keras has no optional inputs; build the model with an input for every "
                         "tensor that it takes",
                     )
+                continue
+            if not _SCOPE_NAME.fullmatch(operation.name):
+                self._problem(
+                    place,
+                    operation,
+                    "TensorFlow takes names of letters, digits and `_.-` alone; rename it "
+                    "(`layer.name = …`)",
+                )
                 continue
             self.operation(operation, group, place)
 
@@ -278,7 +290,7 @@ class Forward:
     def lone_layer(self, layer: Any) -> Any:
         """Translates a layer that stands in no model; where it is built, its weights, too."""
         result = self.operation(layer, [], "")
-        if result is None or not layer.built:
+        if result is None or not layer.built or not layer.weights:
             return result
         if hasattr(result, "operation"):
             result.operation.build_from_config(layer.get_build_config())
@@ -537,9 +549,14 @@ def _flag(source: Any, target: Any) -> None:
 
 
 def _carry_reason(operation: Any, error: Exception) -> str:
-    first = next((line for line in str(error).strip().splitlines() if line.strip()), repr(error))
+    if not isinstance(operation, keras3().layers.Layer):
+        return (
+            "it runs Python code of yours, which no configuration can hold; put it into the "
+            "`call()` of a layer of your own with a `get_config()`"
+        )
+    words = " ".join(str(error).split()) or repr(error)
     return (
-        f"its configuration cannot be read back ({first.strip()[:200]}); implement `get_config()` "
+        f"its configuration cannot be read back ({words[:200]}); implement `get_config()` "
         "so that `from_config()` rebuilds it, or pair it with a tf_keras layer by "
         "`optkit.register_layer`"
     )

@@ -33,12 +33,13 @@ SAME_ACTIVATIONS = {
 
 
 def function_to_tf_keras(function: Any) -> Any:
-    """The tf_keras function for a Keras 3 function."""
-    original = getattr(function, "optkit_original", None)
-    if original is not None:
-        return original
+    """The tf_keras function for a Keras 3 function; another function as it is."""
+    home, name = (function.__module__ or ""), function.__name__
+    if home == "optkit.translate.activations3":
+        return getattr(tf_keras().activations, name.removeprefix("tf_keras_"))
+    if home.partition(".")[0] != "keras":
+        return function
     keras, legacy = keras3(), tf_keras()
-    name = function.__name__
     if getattr(keras.activations, name, None) is function:
         if name in SAME_ACTIVATIONS:
             return getattr(legacy.activations, SAME_ACTIVATIONS[name])
@@ -52,12 +53,13 @@ def function_to_tf_keras(function: Any) -> Any:
 
 
 def function_to_keras3(function: Any) -> Any:
-    """The Keras 3 function for a tf_keras function."""
-    original = getattr(function, "optkit_original", None)
-    if original is not None:
-        return original
+    """The Keras 3 function for a tf_keras function; another function as it is."""
+    home, name = (function.__module__ or ""), function.__name__
+    if home == "optkit.translate.activations2":
+        return getattr(keras3().activations, name.removeprefix("keras3_"))
+    if home.partition(".")[0] not in ("tf_keras", "tensorflow"):
+        return function
     keras, legacy = keras3(), tf_keras()
-    name = function.__name__
     if getattr(legacy.activations, name, None) is function:
         for new, old in SAME_ACTIVATIONS.items():
             if old == name:

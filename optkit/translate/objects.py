@@ -21,7 +21,6 @@ __all__ = ["convert_object", "is_keras3", "is_tf_keras", "resolve_name"]
 #: Kinds of objects, with the module that holds them, under the same name in both libraries.
 _KINDS = (
     ("Loss", "losses"),
-    ("Metric", "metrics"),
     ("LearningRateSchedule", "optimizers.schedules"),
     ("Initializer", "initializers"),
     ("Regularizer", "regularizers"),
@@ -73,11 +72,14 @@ def convert_object(value: Any, *, forward: bool, layer: Callable[[Any], Any]) ->
         if hasattr(value, "_fields"):
             return type(value)(*parts)
         return (type(value) if type(value) in (tuple, set, frozenset) else list)(parts)
+    if inspect.isfunction(value):
+        return function_to_tf_keras(value) if forward else function_to_keras3(value)
     if not (is_keras3(value) if forward else is_tf_keras(value)):
         return value
     source, target = _libraries(forward)
-    if inspect.isfunction(value):
-        return function_to_tf_keras(value) if forward else function_to_keras3(value)
+    # Before layers: a metric of tf_keras is one.
+    if isinstance(value, source.metrics.Metric):
+        return _counterpart("Metric", target.metrics, source.metrics, value, forward, layer)
     if isinstance(value, source.layers.Layer):
         return layer(value)
     name = policy_name(value)
@@ -122,19 +124,21 @@ def _is_optimizer(value: Any) -> bool:
 def _counterpart(
     kind: str, target: Any, home: Any, value: Any, forward: bool, layer: Callable[[Any], Any]
 ) -> Any:
-    if type(value).__name__ == _carrier_name(kind, not forward):
+    if _is_carrier(value):
         return value.carried  # it came from there
     name = type(value).__name__
     other = getattr(target, name, None)
     of_library = getattr(home, name, None) is type(value)
     if not of_library or other is None or name in _UNEQUAL:
         return _carried(kind, value, forward)
-    config = dict(value.get_config())
+    config = {**value.get_config(), **getattr(value, "_fn_kwargs", {})}  # the former lacks some
     names = _accepted(other)
     arguments = {}
     for key, item in config.items():
         if key == "fn":
-            return _carried(kind, value, forward)
+            if "Wrapper" in name:
+                return _carried(kind, value, forward)
+            continue  # follows from the class
         if key == "reduction":
             if item not in (_REDUCTIONS if forward else {*_REDUCTIONS, "auto"}):
                 return _carried(kind, value, forward)
@@ -143,6 +147,10 @@ def _counterpart(
             item = policy_name(item)
             if item is None or "mixed" in item:
                 return _carried(kind, value, forward)
+            if not item.startswith("float"):
+                continue  # counts, which each library keeps in a type of its own
+        if key == "name" and item is None:
+            continue
         if key not in names:
             if item not in (None, False) and key not in ("seed", "dtype", "name"):
                 return _carried(kind, value, forward)
@@ -154,6 +162,10 @@ def _counterpart(
 #: Same name, other meaning.
 _UNEQUAL: frozenset[str] = frozenset()
 _REDUCTIONS = ("sum_over_batch_size", "sum", "none", None)
+
+
+def _is_carrier(value: Any) -> bool:
+    return type(value).__module__ in ("optkit.translate.carried2", "optkit.translate.carried3")
 
 
 def _object(home: Any, item: Any) -> Any:

@@ -18,7 +18,6 @@ _SAME_WITHOUT: dict[str, tuple[Any, ...]] = {
     "gradient_accumulation_steps": (None,),
     "is_legacy_optimizer": (True, False),
     "jit_compile": (True, False, None),
-    "decay": (0.0, None),
 }
 
 
@@ -30,19 +29,21 @@ def convert_optimizer(optimizer: Any, *, forward: bool) -> Any:
     if hasattr(optimizer, "carried"):
         return optimizer.carried
     name = type(optimizer).__name__
-    if name == "LossScaleOptimizer":
+    if name.startswith("LossScaleOptimizer"):
         return _loss_scale(optimizer, target, forward)
     other = getattr(target.optimizers, name, None)
     same = getattr(source.optimizers, name, None) is type(optimizer)
     legacy = ".legacy" in type(optimizer).__module__ or "optimizer_v2" in type(optimizer).__module__
     if other is not None and (same or legacy):
         given = {}
-        for key, value in optimizer.get_config().items():
+        for key, value in _without_decay(optimizer).items():
             if key not in accepted(other):
                 if not any(value == one for one in _SAME_WITHOUT.get(key, ())):
                     break
                 continue
-            if isinstance(value, dict) and "class_name" in value:
+            if hasattr(value, "get_config"):
+                value = convert_object(value, forward=forward, layer=lambda layer: layer)
+            elif isinstance(value, dict) and "class_name" in value:
                 alive = source.optimizers.schedules.deserialize(value)
                 value = convert_object(alive, forward=forward, layer=lambda layer: layer)
             elif key == "learning_rate":
@@ -58,6 +59,18 @@ def convert_optimizer(optimizer: Any, *, forward: bool) -> Any:
     from optkit.translate.carried3 import TfKerasOptimizer
 
     return TfKerasOptimizer(optimizer)
+
+
+def _without_decay(optimizer: Any) -> dict[str, Any]:
+    """The configuration; the decay of a legacy optimizer as the schedule that it stands for."""
+    config = dict(optimizer.get_config())
+    decay = config.pop("decay", None)
+    if decay:
+        schedules = tf_keras().optimizers.schedules
+        config["learning_rate"] = schedules.InverseTimeDecay(
+            float(str(np.float32(config["learning_rate"]))), 1, float(decay)
+        )
+    return config
 
 
 def _loss_scale(optimizer: Any, target: Any, forward: bool) -> Any:

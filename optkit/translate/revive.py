@@ -52,14 +52,10 @@ def serialized_tf_keras(value: Any) -> Any:
 
 def remember(value: Any, stored: Any) -> None:
     """Notes the classes and functions of the caller's own that a serialized object consists of."""
-    alive = {}
-    for part in _parts(value):
-        alive[(type(part).__module__, type(part).__name__)] = type(part)
+    alive = {type(part).__name__: type(part) for part in _parts(value)}
     for module, name, registered in _named(stored):
-        found = alive.get((module, name))
-        if found is None:
-            found = getattr(sys.modules.get(module), name, None)
-        if found is not None and not _of_keras(module):
+        found = alive.get(name) or getattr(sys.modules.get(module), name, None)
+        if found is not None and not _of_keras(getattr(found, "__module__", "")):
             _SEEN[module, name, registered] = found
 
 
@@ -114,9 +110,11 @@ def revive_tf_keras(stored: Any) -> Any:
 def _revived(stored: Any, library: Any) -> Any:
     scope: dict[str, Any] = {}
     for module, name, registered in _named(stored):
-        if library.saving.get_registered_object(registered) is not None or _of_keras(module):
-            continue
         found = _SEEN.get((module, name, registered))
+        if library.saving.get_registered_object(registered) is not None:
+            continue
+        if found is None and _of_keras(module):
+            continue
         if found is None:
             raise ModelError(
                 f"The model holds an object of class {name!r} (module {module!r}), which is not "

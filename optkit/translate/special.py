@@ -69,6 +69,10 @@ def _plain(value: Any) -> Any:
     return value
 
 
+#: Keras 3 hands masks on through these; tf_keras ends them there.
+_PASS_MASKS_IN_ONE = ("Identity", "Normalization", "Rescaling")
+
+
 def check(layer: Any, nodes: list[Any], *, forward: bool, refuse: type[Exception]) -> None:
     """Refuses what the other library's class of the same name would compute otherwise.
 
@@ -76,6 +80,8 @@ def check(layer: Any, nodes: list[Any], *, forward: bool, refuse: type[Exception
     gives zeros in some cases, and tf_keras the mean.
     """
     name = type(layer).__name__
+    if name in _PASS_MASKS_IN_ONE and any(_masks(node) for node in nodes):
+        raise refuse
     if name == "Softmax" and any(_masks(node) for node in nodes):
         raise refuse
     if name == "MultiHeadAttention" and layer._dropout > 0 and any(_masks(n) for n in nodes):
