@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from optkit.goals import Goal
 from optkit.report import Report, Row
+from optkit.report.outputs import report_of
 from optkit.report.text import goal_text
 
 __all__ = ["advise", "missed_goals"]
@@ -42,17 +43,19 @@ def advise(report: Report) -> list[str]:
 
 
 def _hint(goal: Goal, report: Report) -> str:
+    report = report_of(report, goal.output)
     if goal.figure is None:
         what = goal.name.partition("_")[2].removesuffix("_mb").removesuffix("_ms")
         what = what.replace("_", " ")
         return f"{what}: it was not measured; the notes of the report say why."
     if goal.name in ("min_accuracy", "max_accuracy_drop"):
-        return f"accuracy: {_accuracy_hint(goal, report)}"
+        of = f" of {goal.output}" if goal.output else ""
+        return f"accuracy{of}: {_accuracy_hint(goal, report)}"
     if goal.name == "min_class_accuracy":
         classes = report.final.per_class or {}
         worst = min(classes, key=lambda name: classes[name], default="?")
         return (
-            f"classes: the worst class is {worst!r}. More samples of it, Augment, or weaker "
+            f"classes: the worst class{f' of {goal.output}' if goal.output else ''} is {worst!r}. More samples of it, Augment, or weaker "
             "compression may help."
         )
     names = {row.name.partition("-")[0] for row in report.rows if row.status == "ok"}

@@ -17,7 +17,8 @@ from optkit.measuring.settings import Measure
 from optkit.metric import resolve_metric
 from optkit.models import Signature, TensorInfo, signature
 from optkit.runtime import isolated, tf_keras
-from optkit.task import Task, check_targets, infer_task, infer_task_of_outputs
+from optkit.task import Task, check_targets, infer_task, infer_task_of_outputs, one_hot_outputs
+from optkit.translate import is_keras3, to_tf_keras
 
 __all__ = ["EXAMPLE_SAMPLES", "Finding", "measure"]
 
@@ -71,6 +72,7 @@ class Finding:
             for row in rows
         ]
         lines += ["", f"on {self.split}; {self.device}"]
+        lines += _output_lines(self.baseline, self.figures, self.comparison)
         change, speed = self.comparison, self.comparison.speedup
         if change.accuracy_change is not None:
             reach = _reach(change.accuracy_change_ci, "+.4f")
@@ -97,8 +99,9 @@ def measure(
     """Measures an artifact as a pipeline would measure it, against another where one is given.
 
     Args:
-        artifact: An `Artifact`, a tf_keras model, or a path that `optkit.load` reads.
-        data: `Data` with ``test`` or ``validation``, or a pair ``(x, y)`` of arrays.
+        artifact: An `Artifact`, a Keras model, or a path that `optkit.load` reads.
+        data: `Data` with ``test`` or ``validation``, or ``(x, y)`` or ``(x, y, sample weights)``
+            of arrays.
         baseline: What to compare with, in any of the same forms.
         measure: What to measure, and how.
         loss: A loss as ``compile`` takes it, where what the model is for does not follow from its
@@ -138,7 +141,8 @@ def measure(
         given = [subject] if other is None else [other, subject]
         _check_limits(given, settings)
         model = next((item.model for item in given if isinstance(item, KerasArtifact)), None)
-        bound = _bind(data, _inputs_of(subject) if model is None else signature(model))
+        one_hot = frozenset[str]() if model is None else one_hot_outputs(model, loss)
+        bound = _bind(data, _inputs_of(subject) if model is None else signature(model), one_hot)
         split = bound.report_split
         if split is None:
             raise DataError(
@@ -147,20 +151,27 @@ def measure(
         task = _task(model, subject, split, loss)
         check_targets(task, split.targets(EXAMPLE_SAMPLES), split.name)
 
-        def example() -> tuple[np.ndarray, np.ndarray]:
+        def example() -> tuple[Any, Any]:
             x, y = split.head(EXAMPLE_SAMPLES)
             return y, subject.predict(x)
 
         metric = resolve_metric(
-            settings.metric, settings.higher_is_better, model, task, example=example
+            settings.metric,
+            settings.higher_is_better,
+            model,
+            task,
+            example=example,
+            output=settings.output,
+            weighted=settings.sample_weight,
         )
         meter = Meter(bound, task, metric, settings, keras=model is not None)
         with meter:
             before = None if other is None else meter.measure(other)
             found = meter.measure(subject)
         notes = [*bound.notes, *meter.notes]
-        if metric.note:
-            notes.append(f"metric: {metric.note}")
+        for name, part in metric.each.items():
+            if part.note:
+                notes.append(f"metric{f' of {name}' if name else ''}: {part.note}")
         if before is not None:
             notes += [f"baseline: {note}" for note in before.notes]
         return Finding(
@@ -181,8 +192,10 @@ def _as_artifact(name: str, given: Any) -> Artifact:
         return load(given)
     if isinstance(given, tf_keras().Model):
         return KerasArtifact(given)
+    if is_keras3(given):
+        return KerasArtifact(to_tf_keras(given))
     raise ArgumentTypeError(
-        f"`{name}` must be an artifact, a tf_keras model, or the path of a .keras or .tflite file. "
+        f"`{name}` must be an artifact, a Keras model, or the path of a .keras or .tflite file. "
         f"Received: {given!r} (of type {type(given).__name__})."
     )
 
@@ -201,15 +214,15 @@ def _check_limits(artifacts: list[Artifact], settings: Measure) -> None:
             )
 
 
-def _bind(data: Any, inputs: Signature) -> BoundData:
+def _bind(data: Any, described: Signature, one_hot: frozenset[str]) -> BoundData:
     if not isinstance(data, Data):
-        if not (isinstance(data, tuple) and len(data) == 2):
+        if not (isinstance(data, tuple) and len(data) in (2, 3)):
             raise ArgumentTypeError(
                 "`data` must be an `optkit.Data` or a pair (x, y) of arrays. Received: "
                 f"{type(data).__name__}."
             )
-        return Data(test=data).bind(inputs)
-    return data.bind(inputs)
+        return Data(test=data).bind(described, one_hot)
+    return data.bind(described, one_hot)
 
 
 def _inputs_of(artifact: Artifact) -> Signature:
@@ -238,6 +251,24 @@ def _task(model: Any, artifact: Artifact, split: Split, loss: Any) -> Task:
         return infer_task(model, split.targets(EXAMPLE_SAMPLES), loss)
     x, y = split.head(EXAMPLE_SAMPLES)
     return infer_task_of_outputs(artifact.predict(x), y, loss)
+
+
+def _output_lines(
+    baseline: Measurement | None, figures: Measurement, comparison: Comparison
+) -> list[str]:
+    """A line for each output, where there are several."""
+    lines = []
+    for name, found in (figures.outputs or {}).items():
+        line = f"{name}: {found.metric} {found.accuracy:.4g}{_reach(found.accuracy_ci, '.4g')}"
+        before = None if baseline is None else (baseline.outputs or {}).get(name)
+        change = (comparison.output_changes or {}).get(name)
+        if before is not None and change is not None:
+            line += (
+                f", of the baseline {before.accuracy:.4g}, change {change.change:+.4f}"
+                f"{_reach(change.change_ci, '+.4f')}"
+            )
+        lines.append(line)
+    return lines
 
 
 def _reach(interval: tuple[float, float] | None, form: str) -> str:

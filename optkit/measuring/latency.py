@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from optkit.artifact import Artifact, KerasArtifact, TFLiteArtifact
+from optkit.artifact import Artifact, KerasArtifact, SavedModelArtifact, TFLiteArtifact
 from optkit.artifact.base import named_inputs
 from optkit.artifact.keras import inference_function
 from optkit.data import first_leaf
@@ -179,9 +179,10 @@ class LatencyProcess:
         folder = Path(self._folder.name) / key
         folder.mkdir()
         try:
-            if isinstance(artifact, KerasArtifact):
+            kind = artifact.kind
+            if isinstance(artifact, KerasArtifact | SavedModelArtifact):
                 inputs = self._save_function(artifact, folder / "model")
-                path = folder / "model"
+                path, kind = folder / "model", KerasArtifact.kind  # both run as one function
             elif isinstance(artifact, TFLiteArtifact):
                 path = artifact.save(folder / "model.tflite")
                 named = named_inputs(self._sample, [port.name for port in artifact.inputs])
@@ -194,7 +195,7 @@ class LatencyProcess:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        self._files[key] = _Files(artifact, folder, artifact.kind, path, folder / "inputs.npz")
+        self._files[key] = _Files(artifact, folder, kind, path, folder / "inputs.npz")
         return self._files[key]
 
     def load(self, key: str, artifact: Artifact) -> None:

@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 from optkit.measuring.statistics import Interval, wilson
+from optkit.report.outputs import each_output
 from optkit.report.report import Report
 
 __all__ = ["ClassFigures", "class_figures", "lost_classes"]
@@ -32,7 +33,18 @@ class ClassFigures(NamedTuple):
 
 
 def class_figures(report: Report) -> list[ClassFigures]:
-    """Every class in the order of the report; empty where there are no figures by class."""
+    """Every class in the order of the report; empty where there are no figures by class.
+
+    Of a model with several outputs the classes of each, called ``"output: class"``.
+    """
+    return [
+        item._replace(name=f"{output}: {item.name}" if output else item.name)
+        for output, alone in each_output(report)
+        for item in _class_figures(alone)
+    ]
+
+
+def _class_figures(report: Report) -> list[ClassFigures]:
     first = report.baseline.per_class or {}
     changed = report.final_row is not None
     last = (report.final.per_class or {}) if changed else {}

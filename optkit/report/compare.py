@@ -44,7 +44,8 @@ class FigureDifference:
 
     Attributes:
         stage: ``"baseline"``, ``"final"``, or the name of a pass.
-        figure: Such as ``"accuracy"`` or ``"latency"``.
+        figure: Such as ``"accuracy"`` or ``"latency"``; of several outputs also
+            ``"accuracy of digit"``.
         this: Its value in the first report; ``None`` where it was not measured.
         other: Its value in the second one.
         this_ci: The 95 % interval of the first, where there is one.
@@ -195,6 +196,7 @@ def _compared(
         yield from _difference(
             stage, "accuracy", values, intervals, 1 if report.higher_is_better else -1
         )
+        yield from _compared_outputs(stage, this, other)
     intervals = [item.latency_ci for item in sides]
     yield from _difference(stage, "latency", [item.latency_ms for item in sides], intervals, -1)
     exact: list[Interval | None] = [None, None]
@@ -205,6 +207,23 @@ def _compared(
     yield from _difference(stage, "peak memory", memory, exact, 0)
     answered = [s.throughput.requests_per_second if s.throughput else None for s in sides]
     yield from _difference(stage, "requests/s", answered, exact, 0)
+
+
+def _compared_outputs(
+    stage: str, this: Measurement, other: Measurement
+) -> Iterator[FigureDifference]:
+    """The metric of each output that both sides measured alike."""
+    others = other.outputs or {}
+    for name, one in (this.outputs or {}).items():
+        if name in others and others[name].metric == one.metric:
+            sides = (one, others[name])
+            yield from _difference(
+                stage,
+                f"{one.metric} of {name}",
+                [side.accuracy for side in sides],
+                [side.accuracy_ci for side in sides],
+                1 if one.higher_is_better else -1,
+            )
 
 
 def _gains(

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from optkit.measuring import Interval, Layer, Measurement
 from optkit.report.classes import ClassFigures, class_figures
+from optkit.report.outputs import each_output
 from optkit.report.report import Report, Row
 from optkit.report.text import (
     HEADINGS,
@@ -27,6 +28,7 @@ from optkit.report.text import (
     is_share,
     metric_value,
     milliseconds,
+    output_tables,
     share,
     size,
     stages,
@@ -72,6 +74,7 @@ def _render(report: Report, *, page: bool) -> str:
         ],
         stages=[_stage(report, row, further) for row in stages(report)],
         notes=footnotes(report),
+        outputs=output_tables(report),
         plots=_pareto(report) if page else [],
         classes=_classes(report),
         classes_plot=_classes_plot(report) if page else None,
@@ -245,12 +248,16 @@ def _pipeline(report: Report) -> str | None:
 def _pareto(report: Report) -> list[Markup]:
     """Each side as a picture of its own: below one another where the screen is narrow."""
     from optkit.report.pareto import SIDES, draw_pareto
+    from optkit.report.style import entitled
 
     pictures = []
-    for side in SIDES:
-        figure = _figure(4.6, 3.6)
-        draw_pareto(report, [(figure.subplots(), side)])
-        pictures.append(_svg(figure, side))
+    for number, (output, alone) in enumerate(each_output(report)):
+        for side in SIDES:
+            figure = _figure(4.6, 3.6)
+            axes = figure.subplots()
+            draw_pareto(alone, [(axes, side)])
+            entitled(axes, output)
+            pictures.append(_svg(figure, f"{side}{number or ''}"))
     return pictures
 
 

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from optkit.errors import PipelineError
+from optkit.report.outputs import each_output
 from optkit.report.pareto import SIDES, draw_pareto
 from optkit.report.pictures import (
     FIGURES,
@@ -22,7 +23,7 @@ from optkit.report.pictures import (
     trainings,
 )
 from optkit.report.report import Report
-from optkit.report.style import absent, prepared, without_glyph_warnings
+from optkit.report.style import absent, entitled, prepared, without_glyph_warnings
 
 __all__ = ["KINDS", "plot"]
 
@@ -57,16 +58,23 @@ def _figure(make: FigureMaker, width: float, height: float) -> Any:
 
 
 def _pareto(report: Report, make: FigureMaker) -> Any:
-    panels = _figure(make, 10, 4).subplots(1, len(SIDES))
-    draw_pareto(report, list(zip(panels, SIDES, strict=True)))
-    return panels
+    views = each_output(report)
+    grid = _figure(make, 10, 4 * len(views)).subplots(len(views), len(SIDES), squeeze=False)
+    for (output, alone), panels in zip(views, grid, strict=True):
+        entitled(panels[0], output)
+        draw_pareto(alone, list(zip(panels, SIDES, strict=True)))
+    return grid[0] if len(views) == 1 else grid
 
 
 def _bars(report: Report, make: FigureMaker) -> Any:
     lines = 2 + len(report.rows)
-    panels = _figure(make, 10, 1.2 + 0.3 * lines).subplots(1, len(FIGURES), sharey=True)
-    for axes, figure in zip(panels, FIGURES, strict=True):
-        draw_bar_panel(report, axes, figure)
+    drawn = [(output, alone, "accuracy") for output, alone in each_output(report)]
+    drawn += [("", report, figure) for figure in FIGURES if figure != "accuracy"]
+    width = 10 / len(FIGURES) * len(drawn)
+    panels = _figure(make, width, 1.2 + 0.3 * lines).subplots(1, len(drawn), sharey=True)
+    for axes, (output, alone, figure) in zip(panels, drawn, strict=True):
+        draw_bar_panel(alone, axes, figure)
+        entitled(axes, output)
     return panels
 
 

@@ -259,7 +259,8 @@ class Report:
         The index is that of the rows; the baseline is 0, and `runtime_baseline`, where there is
         one, is -1. A figure that was not measured is missing (NaN). Figures of classes and layers
         are no figures of a stage: they stand in `Measurement.per_class` and `Measurement.layers`.
-        Of a model with several outputs each has columns of its own, called by its name.
+        Of a model with several outputs each has columns of its own: ``output_<name>`` and
+        ``output_<name>_change``.
 
         Example:
             >>> import optkit as ok
@@ -333,7 +334,8 @@ class Report:
 
         Args:
             path: Where to save the picture; the suffix (``.png``, ``.svg``, ``.pdf``) says how.
-            kind: ``"pareto"``: the metric against size and against latency, a point a stage.
+            kind: ``"pareto"``: the metric against size and against latency, a point a stage (a row
+                of panels for each output, where there are several).
                 ``"bars"``: metric, size and latency of each stage. ``"classes"``: the accuracy in
                 each class before and after, worst first. ``"layers"``: the bytes of each layer
                 before and after, and its zeros. ``"curves"``: losses and metrics of each training,
@@ -411,8 +413,8 @@ def _record(index: int, row: Row) -> dict[str, Any]:
     for output, found in (measured.outputs or {}).items():
         change = (row.output_changes or {}).get(output)
         for name, value, interval in (
-            (output, found.accuracy, found.accuracy_ci),
-            (f"{output}_change", change and change.change, change and change.change_ci),
+            (f"output_{output}", found.accuracy, found.accuracy_ci),
+            (f"output_{output}_change", change and change.change, change and change.change_ci),
         ):
             low, high = interval or (None, None)
             record |= {name: value, f"{name}_ci_low": low, f"{name}_ci_high": high}

@@ -97,6 +97,12 @@ def metric_label(report: Report) -> str:
     return label if report.higher_is_better else f"{label}, lower is better"
 
 
+def entitled(axes: Axes, output: str) -> None:
+    """Says of which output a picture is, where there are several."""
+    if output:
+        axes.set_title(plain(output, 40), **text_options(9))
+
+
 @contextlib.contextmanager
 def without_glyph_warnings() -> Iterator[None]:
     """Names may be in any script; what matplotlib's font lacks is drawn as a box, without a word.

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from optkit.goals import Goal
 from optkit.measuring import Interval, Measurement
 from optkit.report.classes import lost_classes
+from optkit.report.outputs import each_output, outputs_of, report_of
 from optkit.report.report import Report, Row
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "metric_value",
     "milliseconds",
     "one_line",
+    "output_tables",
     "share",
     "shortened",
     "size",
@@ -174,18 +176,7 @@ def gains(report: Report) -> list[Gain]:
     """What was gained from the baseline to what is to be deployed, as far as it was measured."""
     first, last = report.baseline, report.final
     row = report.final_row or Row(0, "", "", {}, "")
-    found = []
-    if first.accuracy is not None and last.accuracy is not None:
-        samples = f"n = {last.samples}" if last.samples else ""
-        found.append(
-            Gain(
-                report.metric,
-                _change_in_words(report, row),
-                f"{metric_value(report, first.accuracy)} → {metric_value(report, last.accuracy)}"
-                f" on {report.split}" + (f" ({samples})" if samples else ""),
-                _change_interval(report, row),
-            )
-        )
+    found = _metric_gains(report)
     if first.size_bytes and last.size_bytes:
         found.append(
             Gain(
@@ -228,6 +219,27 @@ def gains(report: Report) -> list[Gain]:
                 _ratio_in_words(after / before, "more", "less") if after else "",
                 f"{before:.4g} → {after:.4g} requests/s",
                 f"{last.throughput.callers} caller{'s' * (last.throughput.callers != 1)}",
+            )
+        )
+    return found
+
+
+def _metric_gains(report: Report) -> list[Gain]:
+    """What became of the metric; of several outputs, of the metric of each."""
+    found = []
+    for output, alone in each_output(report):
+        first, last = alone.baseline, alone.final
+        row = alone.final_row or Row(0, "", "", {}, "")
+        if first.accuracy is None or last.accuracy is None:
+            continue
+        samples = f" (n = {last.samples})" if last.samples else ""
+        found.append(
+            Gain(
+                f"{alone.metric} of {output}" if output else alone.metric,
+                _change_in_words(alone, row),
+                f"{metric_value(alone, first.accuracy)} → {metric_value(alone, last.accuracy)}"
+                f" on {report.split}{samples}",
+                _change_interval(alone, row),
             )
         )
     return found
@@ -287,8 +299,11 @@ def in_words(report: Report) -> str:
             parts.append(", ".join(clear))
         if known.get("latency") == "no measurable change":
             parts.append("latency: no measurable change")
-        if report.metric in known:
-            parts.append(f"{report.metric}: {known[report.metric]}")
+        parts += [
+            f"{gain.name}: {known[gain.name]}"
+            for gain in _metric_gains(report)
+            if gain.name in known
+        ]
     if report.goals:
         parts.append(f"{sum(goal.met for goal in report.goals)} of {len(report.goals)} goals met")
     text = "; ".join(parts)
@@ -298,8 +313,9 @@ def in_words(report: Report) -> str:
 def headline(report: Report) -> str:
     """What the whole pipeline gave, in one sentence with figures and intervals."""
     parts = []
+    shown = {gain.name for gain in _metric_gains(report)} | {"size", "latency"}
     for gain in gains(report):
-        if gain.name in (report.metric, "size", "latency"):
+        if gain.name in shown:
             # Of a size the share says all; what was measured says how sure it is.
             words = "" if gain.name == "size" else f", {gain.words}" if gain.words else ""
             detail = f", {gain.detail}" if gain.detail else ""
@@ -330,15 +346,19 @@ def goal_text(report: Report, goal: Goal) -> GoalText:
     Example:
         ``"accuracy drop at most 1.5 points: 0.28 points, met with 1.22 to spare"``
     """
+    of = f" of {goal.output}" if goal.output else ""
+    report = report_of(report, goal.output)
     subjects = {
-        "min_accuracy": report.metric,
-        "max_accuracy_drop": f"{report.metric} {'drop' if report.higher_is_better else 'growth'}",
+        "min_accuracy": f"{report.metric}{of}",
+        "max_accuracy_drop": (
+            f"{report.metric} {'drop' if report.higher_is_better else 'growth'}{of}"
+        ),
         "max_size_mb": "size",
         "max_latency_ms": "latency",
         "min_speedup": "speedup",
         "min_throughput": "throughput",
         "max_memory_mb": "peak memory",
-        "min_class_accuracy": "accuracy in every class",
+        "min_class_accuracy": f"accuracy in every class{of}",
     }
     # In which unit figures are shown, and how many of it make one of the goal's own.
     unit, factor = goal.unit, 1.0
@@ -392,6 +412,10 @@ def footnotes(report: Report) -> list[str]:
 
 def _long_tail(report: Report) -> list[str]:
     """Classes that lost more than noise although the mean did not."""
+    return [note for output, alone in each_output(report) for note in _tail_of(output, alone)]
+
+
+def _tail_of(output: str, report: Report) -> list[str]:
     row = report.final_row
     if row is None:
         return []
@@ -406,7 +430,10 @@ def _long_tail(report: Report) -> list[str]:
         for item in lost[:3]
     ]
     more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-    return [f"by class: {', '.join(shown)}{more} lost more than noise, unseen in the mean of all"]
+    of = f" of {output}" if output else ""
+    return [
+        f"by class{of}: {', '.join(shown)}{more} lost more than noise, unseen in the mean of all"
+    ]
 
 
 def _memory(report: Report) -> list[str]:
@@ -477,12 +504,37 @@ def _limits(report: Report) -> str:
     return ", ".join(parts)
 
 
+def heading_name(report: Report) -> str:
+    """The name of the metric, short enough to head a column."""
+    short = {"mean_absolute_error": "MAE", "mean_squared_error": "MSE"}
+    return short.get(report.metric, report.metric)[:12]
+
+
 def heading(report: Report) -> tuple[str, ...]:
     """The column headings, with the name of the metric."""
-    name = {"mean_absolute_error": "MAE", "mean_squared_error": "MSE"}.get(
-        report.metric, report.metric
-    )
-    return tuple(text.format(metric=name[:12]) for text in HEADINGS)
+    return tuple(text.format(metric=heading_name(report)) for text in HEADINGS)
+
+
+def output_tables(report: Report, width: int = 3) -> list[list[tuple[str, ...]]]:
+    """Tables of the metric of each output at each stage, each with its heading first.
+
+    Args:
+        report: The report; of one output there are none.
+        width: Outputs beside each other in a table at most.
+    """
+    names, tables = outputs_of(report), []
+    for start in range(0, len(names), width):
+        alone = [(name, report_of(report, name)) for name in names[start : start + width]]
+        heading = ["#", "pass"]
+        lines: list[list[str]] = [
+            [first, second] for first, second, *_ in (cells(report, row) for row in stages(report))
+        ]
+        for name, one in alone:
+            heading += [f"{shortened(one_line(name), 16)}: {heading_name(one)}", "change ±95 %"]
+            for line, row in zip(lines, stages(one), strict=True):
+                line += cells(one, row)[2:4]
+        tables.append([tuple(heading), *map(tuple, lines)])
+    return tables
 
 
 def to_text(report: Report) -> str:
@@ -507,6 +559,8 @@ def to_text(report: Report) -> str:
         if below:
             lines.append(" " * (widths[0] + 2) + shortened(below, widths[1]))
     lines.insert(1, "─" * min(_WIDTH, max(len(line) for line in lines)))
+    for table in output_tables(report, width=2):
+        lines += ["", *_lined_up(table)]
     lines += ["", *textwrap.wrap(headline(report), _WIDTH)]
     if report.goals:
         missed = sum(not goal.met for goal in report.goals)
@@ -519,6 +573,21 @@ def to_text(report: Report) -> str:
     for note in footnotes(report):
         lines += textwrap.wrap(f"- {note}", _WIDTH, subsequent_indent="  ")
     return "\n".join(lines)
+
+
+def _lined_up(table: list[tuple[str, ...]]) -> list[str]:
+    """A table of few columns as lines, names to the left and figures to the right."""
+    rows = [tuple(shortened(one_line(cell), 40) for cell in row) for row in table]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        aligned = [
+            cell.ljust(width) if i == 1 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(aligned).rstrip())
+    lines.insert(1, "─" * min(_WIDTH, max(map(len, lines))))
+    return lines
 
 
 def shortened(text: str, width: int) -> str:
@@ -540,6 +609,9 @@ def to_markdown(report: Report) -> str:
 
     rule = "| " + " | ".join("---" if i == 1 else "--:" for i in range(len(HEADINGS))) + " |"
     lines = [line(heading(report)), rule, *(line(cells(report, row)) for row in stages(report))]
+    for table in output_tables(report):
+        marks = ("---" if i == 1 else "--:" for i in range(len(table[0])))
+        lines += ["", line(table[0]), f"| {' | '.join(marks)} |", *map(line, table[1:])]
     lines += ["", headline(report), ""]
     if report.goals:
         lines += [line(("goal", "reached", "")), "| --- | --- | --- |"]
