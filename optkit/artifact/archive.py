@@ -242,5 +242,13 @@ def check_folder(folder: Path) -> None:
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """Copies a folder that was checked; links within it become what they lead to."""
-    shutil.copytree(source, target, symlinks=False)
+    """Copies a folder; links within it become what they lead to.
+
+    Raises:
+        ModelError: If it holds what a model's folder cannot.
+    """
+    check_folder(source)
+    try:
+        shutil.copytree(source, target, symlinks=False)
+    except OSError as error:
+        raise ModelError(f"The folder {str(source)!r} cannot be read: {error}.") from error

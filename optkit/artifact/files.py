@@ -208,7 +208,7 @@ def _refuse_absent(source: Path) -> None:
 
 def _read_tflite(source: Path) -> TFLiteArtifact:
     try:
-        return TFLiteArtifact(source.read_bytes())
+        return TFLiteArtifact.read(source)
     except OSError as error:
         raise ModelError(f"{str(source)!r} cannot be read: {error}.") from error
 
@@ -282,12 +282,27 @@ def _read_saved_model(source: Path, terms: Terms) -> Any:
     """The Keras model in a SavedModel, where tf_keras can rebuild it, else the artifact."""
     if terms.builder is not None:
         return read_checkpoint(source / "variables" / "variables", terms)
-    check_saved_model(source, trust=terms.trust)
-    nodes = keras_nodes(source)
-    root = next((node for node in nodes if node.node_path == "root"), None)
-    if root is None:
-        return SavedModelArtifact(source, trust=terms.trust)
-    compiled = terms.compile
+    with tempfile.TemporaryDirectory(prefix="optkit-") as folder:
+        # A copy of its own: what was looked at is what TensorFlow gets.
+        copy = Path(folder) / "model"
+        archive.copy_folder(source, copy)
+        check_saved_model(copy, trust=terms.trust, named=source)
+        nodes = keras_nodes(copy, source)
+        root = next((node for node in nodes if node.node_path == "root"), None)
+        model = None
+        if root is not None:
+            compiled = _check_nodes(nodes, root, source, terms)
+            model = _rebuilt(copy, source, terms, compiled=compiled)
+    return SavedModelArtifact(source, trust=terms.trust) if model is None else model
+
+
+def _check_nodes(nodes: list[Any], root: Any, source: Path, terms: Terms) -> bool:
+    """Refuses what Keras' objects in a SavedModel would run; whether how it was compiled is known.
+
+    Raises:
+        ModelError: With what was found.
+    """
+    compiled = False
     for node in nodes:
         facts = archive.read_json(node.metadata.encode(), "keras_metadata.pb", source)
         if not isinstance(facts, dict):
@@ -303,19 +318,12 @@ def _read_saved_model(source: Path, terms: Terms) -> Any:
                     revived=True,
                 ),
             )
-        if node is root and compiled:
+        if node is root and terms.compile and settings is not None:
             left_out = terms.find_unsafe(settings, "tf_keras")
             if left_out:
                 warn_uncompiled(source, str(left_out[0]))
-            compiled = settings is not None and not left_out
-    with tempfile.TemporaryDirectory(prefix="optkit-") as folder:
-        # A copy of its own: what was looked at is what TensorFlow gets.
-        copy = Path(folder) / "model"
-        archive.copy_folder(source, copy)
-        model = _rebuilt(copy, source, terms, compiled=compiled)
-    if model is None:
-        return SavedModelArtifact(source, trust=terms.trust)
-    return model
+            compiled = not left_out
+    return compiled
 
 
 def _rebuilt(copy: Path, source: Path, terms: Terms, *, compiled: bool) -> Any:

@@ -24,53 +24,53 @@ _CONSOLE = ("", "stdout", "stderr", "log(info)", "log(warning)", "log(error)")
 _AGAIN = "Get the whole folder from its source again, or save the model again."
 
 
-def check_saved_model(folder: Path, *, trust: bool) -> None:
+def check_saved_model(folder: Path, *, trust: bool, named: Path) -> None:
     """Refuses a SavedModel that is damaged, claims more than it holds, or reaches out of itself.
 
     Args:
-        folder: The folder.
+        folder: The folder, or a copy of it that nobody else has.
+        named: The folder that the caller named, for messages.
         trust: Whether its operations may do what they like. What it claims is checked even so.
 
     Raises:
         ModelError: With what was found.
     """
-    archive.check_folder(folder)
-    saved = _parsed(folder)
+    saved = _parsed(folder, named)
     for graph in saved.meta_graphs:
         for asset in graph.asset_file_def:
             if archive.escapes(asset.filename) or "/" in asset.filename:
                 raise ModelError(
-                    f"{str(folder)!r} is refused: it names {asset.filename[:120]!r} as a file of "
+                    f"{str(named)!r} is refused: it names {asset.filename[:120]!r} as a file of "
                     f"its own, which is none. {_AGAIN}"
                 )
-        _refuse_claims(graph, folder)
-    _refuse_variables(saved, folder)
+        _refuse_claims(graph, folder, named)
+    _refuse_variables(saved, folder, named)
     if not trust:
         found = [item for graph in saved.meta_graphs for item in _unsafe_operations(graph)]
-        refuse_unsafe(folder, tuple(dict.fromkeys(found)))
+        refuse_unsafe(named, tuple(dict.fromkeys(found)))
 
 
-def _parsed(folder: Path) -> Any:
+def _parsed(folder: Path, named: Path) -> Any:
     from google.protobuf.message import DecodeError
     from tensorflow.core.protobuf import saved_model_pb2
 
     path = folder / _INDEX
     if not path.is_file():
         raise ModelError(
-            f"{str(folder)!r} is no SavedModel: it lacks {_INDEX}. Name the folder that holds it."
+            f"{str(named)!r} is no SavedModel: it lacks {_INDEX}. Name the folder that holds it."
         )
     if path.stat().st_size > _PROTOBUF_BYTES:
-        raise unreadable(path, "it is larger than a protocol buffer can be", _AGAIN)
+        raise unreadable(named, "it is larger than a protocol buffer can be", _AGAIN)
     try:
         saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
     except (DecodeError, OSError) as error:
-        raise unreadable(folder, f"{_INDEX} is damaged ({error})", _AGAIN) from error
+        raise unreadable(named, f"{_INDEX} is damaged ({error})", _AGAIN) from error
     if not saved.meta_graphs:
-        raise unreadable(folder, f"{_INDEX} holds no graph", _AGAIN)
+        raise unreadable(named, f"{_INDEX} holds no graph", _AGAIN)
     return saved
 
 
-def keras_nodes(folder: Path) -> list[Any]:
+def keras_nodes(folder: Path, named: Path) -> list[Any]:
     """What tf_keras says of its objects in a SavedModel; nothing where it did not write it.
 
     Raises:
@@ -86,10 +86,10 @@ def keras_nodes(folder: Path) -> list[Any]:
     try:
         return list(saved_metadata_pb2.SavedMetadata.FromString(path.read_bytes()).nodes)
     except (DecodeError, OSError) as error:
-        raise unreadable(folder, f"{_METADATA} is damaged ({error})", _AGAIN) from error
+        raise unreadable(named, f"{_METADATA} is damaged ({error})", _AGAIN) from error
 
 
-def _refuse_claims(graph: Any, folder: Path) -> None:
+def _refuse_claims(graph: Any, folder: Path, named: Path) -> None:
     """Refuses constants that are larger unpacked than the folder could hold."""
     tf = tensorflow()
     stored = (folder / _INDEX).stat().st_size
@@ -102,12 +102,12 @@ def _refuse_claims(graph: Any, folder: Path) -> None:
                 claimed += math.prod(d.size for d in tensor.tensor_shape.dim) * (size or 1)
     if claimed > archive.allowed_bytes(stored):
         raise ModelError(
-            f"{str(folder)!r} is refused: its constants claim {claimed:,} bytes, and {_INDEX} has "
+            f"{str(named)!r} is refused: its constants claim {claimed:,} bytes, and {_INDEX} has "
             f"{stored:,}. Such a file fills the memory when it is read. {_AGAIN}"
         )
 
 
-def _refuse_variables(saved: Any, folder: Path) -> None:
+def _refuse_variables(saved: Any, folder: Path, named: Path) -> None:
     tf = tensorflow()
     stored = sum(path.stat().st_size for path in (folder / "variables").glob("variables.data-*"))
     claimed = 0
@@ -118,12 +118,12 @@ def _refuse_variables(saved: Any, folder: Path) -> None:
                 claimed += math.prod(max(d.size, 1) for d in node.variable.shape.dim) * (size or 1)
     if claimed > archive.allowed_bytes(stored):
         raise ModelError(
-            f"{str(folder)!r} is refused: its variables claim {claimed:,} bytes, and the files in "
+            f"{str(named)!r} is refused: its variables claim {claimed:,} bytes, and the files in "
             f"'variables' have {stored:,}. {_AGAIN}"
         )
     prefix = folder / "variables" / "variables"
     if prefix.with_name("variables.index").is_file():
-        refuse_lying_checkpoint(prefix, folder)
+        refuse_lying_checkpoint(prefix, named)
 
 
 def _graphs(graph: Any) -> Iterator[tuple[str, Any]]:

@@ -343,13 +343,21 @@ def read_hdf5(path: Path, terms: Terms) -> Any:
     Raises:
         ModelError: If it cannot be read, or would run something on being read.
     """
-    _checked_hdf5(path, path)
-    described, compiled, version, layered = _attributes(path)
     with tempfile.TemporaryDirectory(prefix="optkit-") as folder:
+        # A copy of its own: what was looked at is what Keras gets, under a name that it knows.
+        copy = Path(folder) / "model.h5"
+        try:
+            shutil.copyfile(path, copy)
+        except OSError as error:
+            raise unreadable(
+                path, error, "It is copied to a temporary folder to be read."
+            ) from error
+        _checked_hdf5(copy, path)
+        described, compiled, version, layered = _attributes(copy, path)
         if terms.builder is not None:
             # By the name alone Keras tells its two layouts of weights apart.
-            copy = Path(folder) / ("legacy.h5" if layered else "model.weights.h5")
-            shutil.copyfile(path, copy)
+            if not layered:
+                copy = copy.rename(copy.with_name("model.weights.h5"))
             return _with_weights(path, copy, terms.builder)
         if described is None:
             raise ModelError(
@@ -360,47 +368,42 @@ def read_hdf5(path: Path, terms: Terms) -> Any:
         config = archive.read_json(described, "model_config", path)
         library = _library(version, config)
         refuse_unsafe(path, terms.find_unsafe(config, library))
-        settings: Any = {}
-        wanted = terms.compile and compiled is not None
-        if wanted:
-            settings = archive.read_json(compiled or b"", "training_config", path)
-            settings = settings if isinstance(settings, dict) else {}
+        settings: Any = None
+        if terms.compile and compiled is not None:
+            settings = archive.read_json(compiled, "training_config", path)
             left_out = terms.find_unsafe(settings, library)
             if left_out:
                 warn_uncompiled(path, str(left_out[0]))
-                wanted = False
-        copy = Path(folder) / "model.h5"
-        shutil.copyfile(path, copy)
-        named = f"loss {settings.get('loss')!r}, metrics {settings.get('metrics')!r}"[:200]
-        return _built_model(
-            path, copy, terms, library, compiled=wanted, said=f"It was compiled with {named}."
-        )
+                settings = None
+        said = ""
+        if isinstance(settings, dict):
+            named = f"loss {settings.get('loss')!r}, metrics {settings.get('metrics')!r}"
+            said = f"It was compiled with {named[:200]}."
+        return _built_model(path, copy, terms, library, compiled=settings is not None, said=said)
 
 
-def _attributes(path: Path) -> tuple[bytes | None, bytes | None, str | None, bool]:
+def _attributes(copy: Path, path: Path) -> tuple[bytes | None, bytes | None, str | None, bool]:
     """What an HDF5 file says of its model: layers, training, version; whether of the old layout."""
     import h5py
 
     def plain(value: Any) -> bytes | None:
-        if value is None or isinstance(value, bytes):
-            return value
-        return str(value).encode()
+        return value if value is None or isinstance(value, bytes) else str(value).encode()
 
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(copy, "r") as file:
             given = {name: file.attrs.get(name) for name in ("model_config", "training_config")}
             weights = file.get("model_weights", file)
             version = file.attrs.get("keras_version", weights.attrs.get("keras_version"))
             layered = "layer_names" in weights.attrs or "layer_names0" in weights.attrs
-    except Exception as error:
+        text = plain(version)
+        return (
+            plain(given["model_config"]),
+            plain(given["training_config"]),
+            None if text is None else text.decode(errors="replace"),
+            layered,
+        )
+    except Exception as error:  # HDF5 answers damage with whatever it was about to do
         raise _damaged(path, error) from error
-    text = plain(version)
-    return (
-        plain(given["model_config"]),
-        plain(given["training_config"]),
-        None if text is None else text.decode(errors="replace"),
-        layered,
-    )
 
 
 # ---------------------------------------------------------------------------------------- weights

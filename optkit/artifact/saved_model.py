@@ -75,13 +75,13 @@ class SavedModelArtifact(Artifact):
         trust: bool = False,
     ):
         source = Path(path)
-        check_saved_model(source, trust=trust)
         holder = tempfile.mkdtemp(prefix="optkit-")
         clean_up = weakref.finalize(self, shutil.rmtree, holder, True)
         self._folder = Path(holder) / "model"
-        archive.copy_folder(source, self._folder)
         self._trust = trust
         try:
+            archive.copy_folder(source, self._folder)
+            check_saved_model(self._folder, trust=trust, named=source)
             self._name, self._loaded, self._function = _served(self._folder, source, signature)
         except BaseException:
             clean_up()

@@ -25,7 +25,7 @@ from optkit.measuring.memory import Memory, probe_environment, probe_litert
 from optkit.measuring.settings import Device
 from optkit.measuring.statistics import Interval, bootstrap_median, mean_ratio
 from optkit.measuring.worker import by_block
-from optkit.models import mixed_precision_layers, signature
+from optkit.models import TensorInfo, mixed_precision_layers, signature
 from optkit.runtime import tensorflow
 
 __all__ = ["Latency", "LatencyProcess", "Speedup"]
@@ -180,9 +180,12 @@ class LatencyProcess:
         folder.mkdir()
         try:
             kind = artifact.kind
-            if isinstance(artifact, KerasArtifact | SavedModelArtifact):
+            if isinstance(artifact, KerasArtifact):
                 inputs = self._save_function(artifact, folder / "model")
-                path, kind = folder / "model", KerasArtifact.kind  # both run as one function
+                path = folder / "model"
+            elif isinstance(artifact, SavedModelArtifact):
+                inputs = self._save_graph(artifact, folder / "model")
+                path, kind = folder / "model", KerasArtifact.kind  # the same runner
             elif isinstance(artifact, TFLiteArtifact):
                 path = artifact.save(folder / "model.tflite")
                 named = named_inputs(self._sample, [port.name for port in artifact.inputs])
@@ -250,9 +253,7 @@ class LatencyProcess:
     def _save_function(self, artifact: KerasArtifact, path: Path) -> list[np.ndarray]:
         """Saves the model as one traced function, which needs no Python class to load."""
         tf = tensorflow()
-        infos = signature(artifact.model).inputs
-        named = named_inputs(self._sample, [info.name for info in infos])
-        inputs = [named[info.name].astype(info.dtype) for info in infos]
+        inputs = self._typed(signature(artifact.model).inputs)
         module = tf.Module()
         module.held = list(artifact.model.variables)
         module.run = inference_function(
@@ -265,6 +266,25 @@ class LatencyProcess:
             module.model = artifact.model
             tf.saved_model.save(module, str(path))
         return inputs
+
+    def _save_graph(self, artifact: SavedModelArtifact, path: Path) -> list[np.ndarray]:
+        """Saves what a SavedModel serves as one traced function."""
+        tf = tensorflow()
+        inputs = self._typed(artifact.signature.inputs)
+        module = tf.Module()
+        module.held = artifact.trackable
+        module.run = artifact.inference_function(
+            batch=self.batch_size, shapes=tuple(value.shape[1:] for value in inputs)
+        )
+        tf.saved_model.save(module, str(path))
+        return inputs
+
+    def _typed(self, infos: tuple[TensorInfo, ...]) -> list[np.ndarray]:
+        named = named_inputs(self._sample, [info.name for info in infos])
+        return [
+            named[info.name] if info.dtype == "string" else named[info.name].astype(info.dtype)
+            for info in infos
+        ]
 
     def unload(self, key: str) -> None:
         """Forgets an artifact and removes its files."""
