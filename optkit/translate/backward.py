@@ -28,7 +28,7 @@ class Backward:
         self.problems: list[str] = []
         self._done: dict[int, Any] = {}
         self._kept: list[Any] = []
-        self._pending: list[tuple[Any, Any, Any]] = []
+        self._pending: list[tuple[Any, Any, Any, bool]] = []
 
     def model(self, model: Any, place: str = "") -> Any:
         """Translates a Sequential or functional model, without its compile state."""
@@ -110,7 +110,7 @@ class Backward:
 
         copy = revive(serialized(layer.operation))
         if hasattr(copy, "trainable"):
-            self._pending.append((layer, copy, None))
+            self._pending.append((layer, copy, None, True))
         return copy
 
     def _registered(self, layer: Any, pair: Any, place: str) -> Any:
@@ -132,7 +132,7 @@ class Backward:
                 "give `register_layer` a `to_keras3` that translates the configuration",
             )
             return None
-        self._pending.append((layer, result, pair.weights_to_keras3))
+        self._pending.append((layer, result, pair.weights_to_keras3, True))
         return result
 
     def _native(self, layer: Any, nodes: list[Any], place: str) -> Any:
@@ -165,7 +165,7 @@ class Backward:
         if "name" in given:
             given["name"] = _plain_name(given["name"])
         result = target(**special.amend(name, given, forward=False))
-        self._pending.append((layer, result, None))
+        self._pending.append((layer, result, None, False))
         return result
 
     def _inner(self, layer: Any, place: str) -> Any:
@@ -259,7 +259,7 @@ class Backward:
         if forms is None:
             return None
         result = TfKerasLayer(copy, forms or None, name=_plain_name(layer.name))
-        self._pending.append((layer, result, None))
+        self._pending.append((layer, result, None, True))
         return result
 
     # -- wiring --------------------------------------------------------------------------------
@@ -335,11 +335,11 @@ class Backward:
 
     def _settle_weights(self) -> None:
         for entry in list(self._pending):
-            source, target, translate = entry
+            source, target, translate, models = entry
             if not (target.built and source.built):
                 continue
-            copy_weights(source, target, translate)
-            copy_flags(source, target)
+            copy_weights(source, target, translate, models=models)
+            copy_flags(source, target, models=models)
             self._pending.remove(entry)
 
 

@@ -6,6 +6,7 @@ file that holds one is readable wherever optkit is installed.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import tensorflow as tf
@@ -13,7 +14,7 @@ import tf_keras
 
 from optkit.translate.forms import fill
 from optkit.translate.revive import revive, serialized
-from optkit.translate.weights import ordered
+from optkit.translate.weights import ordered, own_variables, parts
 
 __all__ = ["KerasOperation"]
 
@@ -23,9 +24,10 @@ _ONE_TENSOR = {"args": [{"tensor": 0}], "kwargs": {}}
 class _Box:
     """Keeps what it holds out of sight of tf_keras, which would track it as a layer of its own."""
 
-    def __init__(self, operation: Any, forms: list[dict[str, Any]]):
+    def __init__(self, operation: Any, forms: list[dict[str, Any]], frozen: list[int]):
         self.operation = operation
         self.forms = forms
+        self.frozen = frozen
         self.takes_training = False
         self.is_layer = False
         self.adopted = False
@@ -42,11 +44,16 @@ class KerasOperation(tf_keras.layers.Layer):  # type: ignore[misc]
         operation: The Keras 3 operation, or its serialized form.
         forms: How it is called, one form for each way (see `optkit.translate.forms`). One tensor
             and nothing else by default.
+        frozen: Which of the layers inside it are not trained while the others are, by number.
         **kwargs: As for every layer.
     """
 
     def __init__(
-        self, operation: Any, forms: list[dict[str, Any]] | None = None, **kwargs: Any
+        self,
+        operation: Any,
+        forms: list[dict[str, Any]] | None = None,
+        frozen: list[int] | None = None,
+        **kwargs: Any,
     ) -> None:
         import keras
 
@@ -55,7 +62,7 @@ class KerasOperation(tf_keras.layers.Layer):  # type: ignore[misc]
         super().__init__(autocast=False, **kwargs)  # what is carried casts by its own policy
         if isinstance(operation, dict):
             operation = revive(operation)
-        box = _Box(operation, list(forms or [_ONE_TENSOR]))
+        box = _Box(operation, list(forms or [_ONE_TENSOR]), list(frozen or ()))
         box.is_layer = isinstance(operation, keras.layers.Layer)
         if box.is_layer:
             box.takes_training = bool(operation._call_has_training_arg)
@@ -88,10 +95,11 @@ class KerasOperation(tf_keras.layers.Layer):  # type: ignore[misc]
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
-        self._trainable = value
         box = getattr(self, "_box", None)  # set by the base class before there is one
-        if box is not None and box.is_layer:
+        # Set again, as copying does, it must not touch what inside is frozen by itself.
+        if box is not None and box.is_layer and box.operation.trainable != value:
             box.operation.trainable = value
+        self._trainable = value
 
     def get_config(self) -> dict[str, Any]:
         """The configuration; what is carried is in it as Keras 3 serializes it."""
@@ -99,27 +107,40 @@ class KerasOperation(tf_keras.layers.Layer):  # type: ignore[misc]
             **super().get_config(),
             "operation": serialized(self.operation),
             "forms": self.forms,
+            "frozen": self._frozen(),
         }
+
+    def _frozen(self) -> list[int]:
+        box = self._box
+        if not (box.adopted and box.is_layer and self.trainable):
+            return box.frozen
+        return [n for n, part in enumerate(parts(box.operation)) if not part.trainable]
 
     def _adopt(self) -> None:
         """Gives the variables of what is carried names of this layer, and tracks them."""
         if self._box.adopted:
             return
         variables = []
-        for variable in self.operation.variables:
+        for name, variable in _named_variables(self.operation):
             if isinstance(variable.value, tf.Variable):
-                leaf = variable.path.partition("/")[2] or variable.name
-                with tf.init_scope():
+                # The slash at the end: this name, wherever in other scopes that happens.
+                with tf.init_scope(), tf.name_scope(f"{self.name}/"):
                     fresh = tf.Variable(
                         variable.value,
                         trainable=variable.trainable,
-                        name=f"{self.name}/{leaf}",
+                        name=name,
                         dtype=variable.value.dtype,
+                        constraint=variable.constraint,
                     )
                 variable._value = fresh
                 variables.append(fresh)
         self._carried_variables = variables  # tracked, so checkpoints and SavedModels have them
         self._box.adopted = True
+        if self.trainable:
+            inside = parts(self.operation)
+            for number in self._box.frozen:
+                if inside[number].trainable:
+                    inside[number].trainable = False
 
     @property
     def trainable_weights(self) -> list[Any]:
@@ -205,6 +226,29 @@ class KerasOperation(tf_keras.layers.Layer):  # type: ignore[misc]
             if regularizer is not None:
                 total += tf.cast(regularizer(variable), tf.float32)
         return total
+
+
+def _named_variables(layer: Any) -> list[tuple[str, Any]]:
+    """The variables under names that depend on the structure alone, and so survive copying."""
+    found = []
+    uses: dict[str, int] = {}
+    seen: set[int] = set()
+    for part in parts(layer):
+        prefix = ""
+        if part is not layer:
+            kind = to_snake_case(type(part).__name__)
+            number = uses[kind] = uses.get(kind, -1) + 1
+            prefix = f"{kind}_{number}/" if number else f"{kind}/"
+        for variable in own_variables(part):
+            if id(variable) not in seen:
+                seen.add(id(variable))
+                found.append((prefix + variable.name, variable))
+    return found
+
+
+def to_snake_case(name: str) -> str:
+    """``"LayerNorm"`` to ``"layer_norm"``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 def _is_sparse(tensor: Any) -> bool:

@@ -42,7 +42,7 @@ class Forward:
         self.problems: list[str] = []
         self._done: dict[int, Any] = {}
         self._kept: list[Any] = []  # so that no identity is given out twice
-        self._forms: dict[int, list[dict[str, Any]]] = {}
+        self._pending: list[tuple[Any, Any, Any, bool]] = []
 
     # -- what a model consists of --------------------------------------------------------------
 
@@ -145,14 +145,12 @@ class Forward:
             return None
         return self._later(layer, result, pair.weights_to_tf_keras)
 
-    def _later(self, source: Any, result: Any, translate: Any = None) -> Any:
+    def _later(
+        self, source: Any, result: Any, translate: Any = None, *, models: bool = True
+    ) -> Any:
         """Notes that the weights are to be copied once the layer is built."""
-        self._pending.append((source, result, translate))
+        self._pending.append((source, result, translate, models))
         return result
-
-    @property
-    def _pending(self) -> list[tuple[Any, Any, Any]]:
-        return self.__dict__.setdefault("_waiting", [])
 
     def _unwrapped(self, layer: Any) -> Any:
         """The tf_keras layer that a Keras 3 layer of optkit's carries, if it is one."""
@@ -199,7 +197,7 @@ class Forward:
             raise _NotNativeError
         given = special.amend(name, given, forward=True)
         result = target(**given)
-        return self._later(layer, result)
+        return self._later(layer, result, models=False)
 
     def _inner(self, layer: Any, place: str) -> Any:
         """A layer that another one wraps."""
@@ -360,13 +358,13 @@ class Forward:
             self._kept.append(old)
 
     def _settle_weights(self) -> None:
-        waiting = self._pending
-        for source, target, translate in list(waiting):
+        for entry in list(self._pending):
+            source, target, translate, models = entry
             if not (target.built and source.built):
                 continue
-            copy_weights(source, target, translate)
-            copy_flags(source, target)
-            waiting.remove((source, target, translate))
+            copy_weights(source, target, translate, models=models)
+            copy_flags(source, target, models=models)
+            self._pending.remove(entry)
 
 
 def has_graph(model: Any) -> bool:

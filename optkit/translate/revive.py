@@ -31,8 +31,22 @@ def serialized(value: Any) -> Any:
 
 
 def _repaired(stored: Any) -> Any:
-    """With what Keras writes but cannot read put right."""
-    if isinstance(stored, dict) and stored.get("class_name") == "RandomShear":
+    """With what Keras writes but cannot read put right.
+
+    Left out is how the layers were built: they are built by their first call, when dtypes are known
+    too, and a layer that has no `build()` would be marked as built without its weights.
+    """
+    if isinstance(stored, list | tuple):
+        return type(stored)(_repaired(item) for item in stored)
+    if not isinstance(stored, dict):
+        return stored
+    built = "class_name" in stored and "build_config" in stored
+    stored = {
+        key: _repaired(item)
+        for key, item in stored.items()
+        if not (built and key == "build_config")
+    }
+    if stored.get("class_name") == "RandomShear":
         config = dict(stored["config"])
         for key in ("x_factor", "y_factor"):  # kept as (-x, x), where only x is taken
             if isinstance(config.get(key), list | tuple):

@@ -8,16 +8,25 @@ import numpy as np
 
 from optkit.errors import ModelError
 
-__all__ = ["copy_flags", "copy_weights", "ordered"]
+__all__ = ["children", "copy_flags", "copy_weights", "ordered", "own_variables", "parts"]
 
 
-def copy_weights(source: Any, target: Any, translate: Any = None) -> None:
+def copy_weights(
+    source: Any, target: Any, translate: Any = None, *, models: bool = True
+) -> None:
     """Copies the weights of a built layer to its built translation.
+
+    Args:
+        source: The layer.
+        target: Its translation.
+        translate: From the arrays of the one to those of the other, where they differ.
+        models: Whether those of models within the layer, too; not, if these were translated by
+            themselves.
 
     Raises:
         ModelError: If the translation has other weights.
     """
-    old, new = ordered(source), ordered(target)
+    old, new = ordered(source, models=models), ordered(target, models=models)
     values = [np.asarray(variable.numpy()) for variable in old]
     if translate is not None:
         values = [np.asarray(value) for value in translate(values)]
@@ -34,28 +43,31 @@ def copy_weights(source: Any, target: Any, translate: Any = None) -> None:
         target.finalize_state()
 
 
-def ordered(layer: Any) -> list[Any]:
+def ordered(layer: Any, *, models: bool = True) -> list[Any]:
     """The weights of a layer, each once, part by part, whatever is frozen.
 
-    The seeds of random generators are not among them, nor are the weights of models within the
-    layer: those have their own graph, and are copied with it.
+    The seeds of random generators are not among them, nor, without ``models``, the weights of
+    models within the layer.
     """
     carried = _carried(layer)
     if carried is not layer:
-        return ordered(carried)
+        return ordered(carried, models=models)
     seen: set[int] = set()
     found = []
-    for part in _parts(layer):
-        trained = getattr(part, "_trainable_variables", None)
-        if trained is None:
-            own = [*part._trainable_weights, *part._non_trainable_weights]
-        else:
-            own = [*trained, *part._non_trainable_variables]
-        for variable in own:
+    for part in parts(layer, models=models):
+        for variable in own_variables(part):
             if id(variable) not in seen and not _is_bookkeeping(variable):
                 seen.add(id(variable))
                 found.append(variable)
     return found
+
+
+def own_variables(part: Any) -> list[Any]:
+    """The variables of a layer itself, those of layers inside it not."""
+    trained = getattr(part, "_trainable_variables", None)
+    if trained is None:
+        return [*part._trainable_weights, *part._non_trainable_weights]
+    return [*trained, *part._non_trainable_variables]
 
 
 def _carried(layer: Any) -> Any:
@@ -73,7 +85,7 @@ def _is_bookkeeping(variable: Any) -> bool:
     return unknown or variable.name.startswith("seed_generator_state")
 
 
-def _parts(layer: Any) -> list[Any]:
+def parts(layer: Any, *, models: bool = True) -> list[Any]:
     """The layer, and the layers inside it in the order in which it got them."""
     found: list[Any] = []
 
@@ -82,7 +94,7 @@ def _parts(layer: Any) -> list[Any]:
             return
         found.append(part)
         for child in children(part):
-            if not _has_graph(child):
+            if models or not _has_graph(child):
                 visit(child)
 
     visit(layer)
@@ -100,14 +112,14 @@ def _has_graph(layer: Any) -> bool:
     return any(base.__name__ in ("Functional", "Sequential") for base in type(layer).__mro__)
 
 
-def copy_flags(source: Any, target: Any) -> None:
+def copy_flags(source: Any, target: Any, *, models: bool = True) -> None:
     """Freezes in the translation what is frozen in the layer."""
     if _carried(target) is not target and not source.trainable:
         target.trainable = False
-    parts, others = _parts(_carried(source)), _parts(_carried(target))
-    if len(parts) != len(others):
+    inside, others = parts(_carried(source), models=models), parts(_carried(target), models=models)
+    if len(inside) != len(others):
         target.trainable = source.trainable
         return
-    for old, new in zip(parts, others, strict=True):
+    for old, new in zip(inside, others, strict=True):
         if new.trainable != old.trainable:  # setting it goes down to all inside
             new.trainable = old.trainable
