@@ -177,9 +177,14 @@ class StreamSplit(Split):
         def part(name: str, wanted: bool) -> StreamSplit:
             def read(order: int | None) -> Any:
                 # `take` before the filter: a pass over an endless stream must end.
-                samples = self._read(order).take(self.steps).unbatch()
+                batches = self._read(order).take(self.steps)
+                if any(opened):
+                    # Samples of other shapes cannot come into one batch: each batch gets smaller.
+                    chosen = batches.map(lambda *batch: _chosen(batch, held_out, wanted))
+                    return chosen.filter(lambda *batch: tf.size(_first(batch[1])) > 0)
+                samples = batches.unbatch()
                 chosen = samples.filter(lambda *sample: tf.equal(held_out(*sample), wanted))
-                return _batched(chosen, self.batch_size)
+                return chosen.batch(self.batch_size)
 
             steps = _count(read(None))
             if steps == 0:
@@ -251,15 +256,12 @@ def _unpadded(leaf: Any, axes: list[int]) -> Any:
     return leaf
 
 
-def _batched(samples: Any, size: int, wanted: Any = None) -> Any:
-    """Batches of single samples; those of different lengths are padded at their ends."""
+def _chosen(batch: Any, held_out: Callable[..., Any], wanted: bool) -> Any:
+    """The samples of a batch that belong to a part of a cut."""
     tf = tensorflow()
-    shapes = tf.nest.map_structure(lambda spec: spec.shape, samples.element_spec)
-    if wanted is not None:
-        shapes = wanted
-    if all(shape.is_fully_defined() for shape in tf.nest.flatten(shapes)) and wanted is None:
-        return samples.batch(size)
-    return samples.padded_batch(size, shapes)
+    flags = tf.map_fn(lambda sample: held_out(*sample), batch[:2], fn_output_signature=tf.bool)
+    kept = tf.equal(flags, wanted)
+    return tf.nest.map_structure(lambda leaf: tf.boolean_mask(leaf, kept), batch)
 
 
 class _Form:
@@ -286,10 +288,14 @@ class _Form:
         x = self._ordered(spec[0])
         self.batched = self._is_batched(x, spec[1])
         self.ragged = [_is_ragged_spec(item) for item in x]
-        if any(self.ragged):
+        # Sequences are padded. Of what may differ in more ways (images) it is not known how.
+        opened = [_open_axes(item.shape) for item in x]
+        lengths = not self.batched and any(opened) and all(axes in ([], [0]) for axes in opened)
+        self.padded = any(self.ragged) or lengths
+        if self.padded:
             notes.append(
-                f"{name}: ragged inputs are padded with zeros (or empty texts) at the end, to the "
-                "longest of each batch where the model takes any length"
+                f"{name}: inputs of different lengths are padded with zeros (or empty texts) at "
+                "the end, to the longest of each batch where the model takes any length"
             )
 
     def _ordered(self, x: Any) -> list[Any]:
@@ -348,35 +354,22 @@ class _Form:
         if not self.batched:
             if any(self.ragged):
                 elements = elements.map(self._each_input(_dense))
-            elements = _batched(elements, self.batch_size, self._padded_shapes(elements))
+            elements = self._batched(elements)
         shapes = [tuple(spec.shape) for spec in self._ordered(elements.element_spec[0])]
         fits = all(
             len(shape) == len(info.shape) for shape, info in zip(shapes, self.inputs, strict=True)
         )
         named = isinstance(self.spec[0], Mapping) or len(self.inputs) == 1
-        as_they_are = fits and named and not (self.batched and any(self.ragged))
+        as_they_are = fits and named and not self.padded
         if as_they_are and not self.targets.changes(self.name, elements.element_spec[1]):
             return elements
         return elements.map(self._batch)
 
-    def _padded_shapes(self, elements: Any) -> Any:
-        """What single samples are padded to; ``None`` where all have one shape."""
-        tf = tensorflow()
-        spec = elements.element_spec
-        specs = self._ordered(spec[0])
-        if not any(None in tuple(leaf.shape) for leaf in tf.nest.flatten(spec)):
-            return None
-        shapes = []
-        for leaf, info in zip(specs, self.inputs, strict=True):
-            shape = info.shape[1:] if leaf.shape.rank == len(info.shape) - 1 else leaf.shape
-            shapes.append(tf.TensorShape(shape))
-        if isinstance(spec[0], Mapping):
-            named = dict(zip((info.name for info in self.inputs), shapes, strict=True))
-            packed: Any = {name: named[name] for name in spec[0]}
-        else:
-            packed = tf.nest.pack_sequence_as(spec[0], shapes)
-        rest = tf.nest.map_structure(lambda leaf: leaf.shape, spec[1:])
-        return (packed, *rest)
+    def _batched(self, samples: Any) -> Any:
+        shapes = tensorflow().nest.map_structure(lambda spec: spec.shape, samples.element_spec)
+        if not self.padded:
+            return samples.batch(self.batch_size)
+        return samples.padded_batch(self.batch_size, shapes)
 
     def _each_input(self, function: Callable[[Any], Any]) -> Callable[..., Any]:
         def change(x: Any, *rest: Any) -> Any:
@@ -392,7 +385,7 @@ class _Form:
         tf = tensorflow()
         leaves = []
         for leaf, info in zip(self._ordered(x), self.inputs, strict=True):
-            leaf = _to_shape(_dense(leaf), info)
+            leaf = _to_shape(_dense(leaf), info) if self.padded else leaf
             rank = len(info.shape)
             if leaf.shape.rank == 1 and rank == 2:
                 leaf = leaf[:, None]
