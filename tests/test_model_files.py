@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import stat
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -458,6 +460,29 @@ def test_errors_of_keras_are_chained(tmp_path):
     with pytest.raises(ok.ModelError, match=r"tf_keras \(Keras 2\) cannot build") as caught:
         ok.load_model(path)
     assert caught.value.__cause__ is not None
+
+
+def test_translated_models_are_read_by_a_process_that_translated_nothing(tmp_path):
+    import keras
+
+    from optkit.translate import to_tf_keras
+
+    inputs = keras.Input((4,))
+    x = keras.ops.tanh(keras.layers.Dense(3, "hard_silu")(inputs)) + 1
+    model = keras.Model(inputs, keras.layers.RMSNormalization()(x))
+    to_tf_keras(model).save(tmp_path / "model.keras")
+    script = (
+        "import sys, numpy as np, optkit as ok\n"
+        "assert 'optkit.translate.carrier2' not in sys.modules\n"
+        f"model = ok.load_model({str(tmp_path / 'model.keras')!r})\n"
+        f"np.save({str(tmp_path / 'found.npy')!r}, model(np.ones((2, 4), 'float32')))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "found.npy")
+    np.testing.assert_allclose(found, model(np.ones((2, 4), "float32")), rtol=1e-6)
 
 
 def test_load_reads_both_keras(tmp_path):

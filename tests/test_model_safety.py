@@ -722,3 +722,29 @@ def test_operations_that_are_not_there(tmp_path, mark):
     edit_graph(path, add)
     refused(path, mark, "'NoSuchOperation', which this TensorFlow does not have")
     refused(path, mark, "TensorFlow cannot load", trust=True)
+
+
+# ---------------------------------------------------------------------------------- what is damaged
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_damage_gives_a_model_error_or_no_harm(tmp_path, name):
+    path = save(nested(library(name)), name, "h5", tmp_path)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(12):
+        changed = bytearray(whole)
+        for place in rng.integers(len(whole), size=4):
+            changed[place] = rng.integers(256)
+        path.write_bytes(bytes(changed))
+        try:
+            outcomes.add(type(ok.load_model(path)).__name__)
+        except ok.ModelError as error:
+            outcomes.add("named" if str(path) in str(error) else "nameless")
+    assert "named" in outcomes
+    assert "nameless" not in outcomes
+    at = whole.index(b'"layers"') + 2
+    path.write_bytes(whole[:at] + b"\xff\xfe" + whole[at + 2 :])  # no text in any encoding
+    with pytest.raises(ok.ModelError, match="damaged"):
+        ok.load_model(path)

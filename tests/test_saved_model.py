@@ -213,3 +213,18 @@ def test_load_gives_artifacts_of_either_keras(tmp_path, name):
     np.testing.assert_allclose(
         loaded.predict(images(3)), model.predict(images(3), verbose=0), atol=1e-6
     )
+
+
+def test_it_is_measured_alone_and_against_a_keras_model(cnn, tmp_path):
+    model, path, _ = cnn
+    x, y = images(40), np.arange(40) % 3
+    quick = ok.Measure(latency_seconds=0.1)
+    found = ok.measure(path, (x, y), measure=quick)
+    hits = np.argmax(model.predict(x, verbose=0), axis=1) == y
+    assert found.figures.accuracy == pytest.approx(hits.mean())
+    assert found.figures.parameters == model.count_params()
+    assert found.figures.latency_ms > 0
+    model.save(tmp_path / "model.keras")
+    both = ok.measure(path, (x, y), baseline=tmp_path / "model.keras", measure=quick)
+    assert both.comparison.accuracy_change == 0
+    assert both.comparison.speedup > 0

@@ -17,6 +17,7 @@ from optkit.artifact.graph import check_saved_model, keras_nodes
 from optkit.artifact.keras import KerasArtifact
 from optkit.artifact.reading import (
     Terms,
+    know_carriers,
     quietly,
     read_checkpoint,
     read_hdf5,
@@ -304,6 +305,7 @@ def _check_nodes(nodes: list[Any], root: Any, source: Path, terms: Terms) -> boo
     """
     compiled = False
     for node in nodes:
+        know_carriers(node.metadata.encode())
         facts = archive.read_json(node.metadata.encode(), "keras_metadata.pb", source)
         if not isinstance(facts, dict):
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import logging
 import math
@@ -24,6 +25,7 @@ from optkit.safety import Library, Unsafe, find_unsafe
 
 __all__ = [
     "Terms",
+    "know_carriers",
     "quietly",
     "read_checkpoint",
     "read_hdf5",
@@ -36,6 +38,8 @@ __all__ = [
 
 _LOG = logging.getLogger("optkit")
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
+# What translated models are made of beside layers; registered with Keras when they are imported.
+_CARRIERS = ("activations2", "activations3", "carried2", "carried3", "carrier2", "carrier3")
 _KERAS_2_ENGINE = "keras.engine."  # where Keras 2.12 said that its classes were
 
 
@@ -61,6 +65,13 @@ class Terms:
         if self.trust:
             return ()
         return find_unsafe(config, library=library, custom_objects=self.custom_objects)
+
+
+def know_carriers(content: bytes) -> None:
+    """Registers what optkit puts into translated models, where a description names it."""
+    if b"optkit>" in content:
+        for name in _CARRIERS:
+            importlib.import_module(f"optkit.translate.{name}")
 
 
 def unreadable(path: Path, reason: object, remedy: str) -> ModelError:
@@ -187,7 +198,9 @@ def _read_opened(
             f"{pickled} Save the model with `model.save('name.keras')`."
         )
     metadata = archive.read_json(opened.read(_METADATA), _METADATA, path)
-    config = archive.read_json(opened.read(_CONFIG), _CONFIG, path)
+    described = opened.read(_CONFIG)
+    know_carriers(described)
+    config = archive.read_json(described, _CONFIG, path)
     if not isinstance(metadata, dict) or not isinstance(config, dict):
         raise ModelError(
             f"{str(path)!r} is no Keras file: {_CONFIG} and {_METADATA} must hold an object each. "
@@ -365,6 +378,7 @@ def read_hdf5(path: Path, terms: Terms) -> Any:
                 "`builder=`, a function without arguments that gives the model they were saved "
                 "from: `ok.load_model(path, builder=build)`."
             )
+        know_carriers(described)
         config = archive.read_json(described, "model_config", path)
         library = _library(version, config)
         refuse_unsafe(path, terms.find_unsafe(config, library))

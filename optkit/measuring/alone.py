@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from optkit.artifact import Artifact, KerasArtifact, TFLiteArtifact, load
+from optkit.artifact import Artifact, KerasArtifact, SavedModelArtifact, TFLiteArtifact, load
 from optkit.data import BoundData, Data, Split
 from optkit.errors import ArgumentTypeError, DataError, PipelineError
 from optkit.measuring.measurement import ClassChange, Comparison, Measurement, worst_classes
@@ -164,7 +164,8 @@ def measure(
             output=settings.output,
             weighted=settings.sample_weight,
         )
-        meter = Meter(bound, task, metric, settings, keras=model is not None)
+        by_tensorflow = any(not isinstance(item, TFLiteArtifact) for item in given)
+        meter = Meter(bound, task, metric, settings, keras=by_tensorflow)
         with meter:
             before = None if other is None else meter.measure(other)
             found = meter.measure(subject)
@@ -189,7 +190,8 @@ def _as_artifact(name: str, given: Any) -> Artifact:
     if isinstance(given, Artifact):
         return given
     if isinstance(given, str | os.PathLike):
-        return load(given)
+        loaded = load(given)
+        return loaded.treated() if isinstance(loaded, KerasArtifact) else loaded
     if isinstance(given, tf_keras().Model):
         return KerasArtifact(given)
     if is_keras3(given):
@@ -227,6 +229,8 @@ def _bind(data: Any, described: Signature, one_hot: frozenset[str]) -> BoundData
 
 def _inputs_of(artifact: Artifact) -> Signature:
     """The inputs of a file, in the types that `Artifact.predict` takes."""
+    if isinstance(artifact, SavedModelArtifact):
+        return artifact.signature
     if not isinstance(artifact, TFLiteArtifact):
         raise PipelineError(
             f"The inputs of a {artifact.kind} artifact are not known. Give a Keras model or its "
