@@ -6,11 +6,18 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from optkit.artifact import Artifact, KerasArtifact, TreatedArtifact, load_model
+from optkit.artifact import (
+    Artifact,
+    KerasArtifact,
+    SavedModelArtifact,
+    TreatedArtifact,
+    load_model,
+)
 from optkit.data import Data
 from optkit.errors import ModelError
-from optkit.models import check_treatable, clone
+from optkit.models import Signature, check_treatable, clone, compile_like, signature
 from optkit.runtime import keras, tf_keras
+from optkit.trace import NotTraceableError, build, is_wired, opaque, to_functional
 from optkit.translate import is_keras3, to_tf_keras
 
 __all__ = ["Admitted", "admit"]
@@ -22,7 +29,7 @@ class Admitted:
 
     Attributes:
         model: A built functional or Sequential tf_keras model, compiled as the one that came. It
-            may share layers with it: passes work on copies.
+            may be that one itself: passes work on copies. ``None`` for what can only be converted.
         given: The model that came, or was read from a file; its Keras is that of the results.
         notes: What the report should say of how the one became the other.
     """
@@ -36,11 +43,21 @@ class Admitted:
         """The version of the Keras that came: 2 or 3."""
         return 3 if is_keras3(self.given) else 2
 
-    def copy(self) -> KerasArtifact:
+    @property
+    def signature(self) -> Signature:
+        """Its inputs and outputs."""
+        if self.model is None:
+            found: Signature = self.given.signature
+            return found
+        return signature(self.model)
+
+    def artifact(self) -> Artifact:
+        """The artifact to look at."""
+        return self.given if self.model is None else KerasArtifact(self.model)
+
+    def copy(self) -> Artifact:
         """An artifact of a copy, to begin with."""
-        artifact = self.hold(KerasArtifact(clone(self.model)))
-        assert isinstance(artifact, KerasArtifact)
-        return artifact
+        return self.given if self.model is None else self.hold(KerasArtifact(clone(self.model)))
 
     def hold(self, artifact: Artifact) -> Artifact:
         """Has an artifact that a pass made be saved as what it will be handed out as."""
@@ -53,32 +70,56 @@ class Admitted:
         return artifact.finished() if isinstance(artifact, KerasArtifact) else artifact
 
 
-def admit(model: Any, data: Data | None = None) -> Admitted:
+def admit(model: Any, data: Data | None) -> Admitted:
     """Makes of what a user gives a model that passes can treat.
 
     Args:
-        model: A Keras model, of tf_keras or of Keras 3, built in whatever way; or the path of one.
-        data: The data of the run, for the shapes of a model that does not know its own.
+        model: A Keras model, of tf_keras or of Keras 3, built in whatever way; the path of one; or
+            a SavedModel that can only be converted.
+        data: The data of the run, for the shapes of a model that does not know its own; without
+            them such a model is only looked at from outside.
 
     Raises:
         ModelError: If that is not possible, with the reason and a remedy.
     """
-    notes: list[str] = []
     if isinstance(model, str | os.PathLike):
         model = load_model(model)
-    if not _is_model(model):
+    if isinstance(model, KerasArtifact):
+        model = model.model
+    if isinstance(model, SavedModelArtifact):
+        return Admitted(None, model)
+    _require_model(model)
+    if data is None and not (model.built and is_wired(model)):
+        return Admitted(None, model)
+    graph, notes = _as_graph(model, data)
+    if graph is not model:
+        compile_like(graph, model)
+    inside = to_tf_keras(graph) if is_keras3(graph) else graph
+    check_treatable(inside)
+    return Admitted(inside, model, notes)
+
+
+def _require_model(model: Any) -> None:
+    library = keras() if is_keras3(model) else tf_keras()
+    if not isinstance(model, library.Model):
         raise ModelError(
             "Expected a Keras model, of Keras 3 or of tf_keras, or the path of one. Received: "
             f"{model!r} (of type {type(model).__module__}.{type(model).__qualname__})."
         )
-    given = model
-    inside = model
-    if is_keras3(inside):
-        inside = to_tf_keras(inside)
-    check_treatable(inside)
-    return Admitted(inside, given, tuple(notes))
 
 
-def _is_model(value: Any) -> bool:
-    library = keras() if is_keras3(value) else tf_keras()
-    return isinstance(value, library.Model)
+def _as_graph(model: Any, data: Data | None) -> tuple[Any, tuple[str, ...]]:
+    """A functional or Sequential model of the same Keras, and what to say of it."""
+    if data is None or (model.built and is_wired(model)):
+        return model, ()
+    example = data.example()
+    model = build(model, example)
+    if is_wired(model):
+        return model, ()
+    try:
+        return to_functional(model, example), (
+            f"model: {type(model).__name__} is subclassed; its layers were wired into a functional "
+            "model, which gave the same on samples in both modes",
+        )
+    except NotTraceableError as error:
+        return opaque(model, example), (f"model: treated as a whole. {error}",)

@@ -45,7 +45,7 @@ def describe_run(
     """Plain values, fit for JSON.
 
     Args:
-        model: The model that came in.
+        model: The model that came in; ``None`` for what has no layers.
         data: The bound data.
         task: What the model is for.
         metric: The metric of the report.
@@ -55,11 +55,11 @@ def describe_run(
         goals: What was asked for.
         pipeline: The pipeline as the call that makes it.
     """
-    compiled = is_compiled(model)
+    compiled = model is not None and is_compiled(model)
     return {
         "pipeline": pipeline,
         "seed": seed,
-        "model": model.name,
+        "model": "a graph without layers" if model is None else model.name,
         "task": task.describe(),
         "loss": f"{loss.name} ({loss.source})",
         "metric": f"{metric.name} ({metric.source})",

@@ -38,6 +38,7 @@ class Keeper:
     def __init__(self, prepared: Prepared, options: Options, workdir: Workdir | None):
         self.prepared, self.options = prepared, options
         self.model, self._keras = prepared.admitted.model, prepared.admitted.keras
+        self._source = prepared.admitted.given if self.model is None else self.model
         self.workdir = workdir
         self.notes: list[str] = []
         self._keys: dict[str, str] = {}  # of the stages of this run that are kept, by name
@@ -55,7 +56,7 @@ class Keeper:
         if self.workdir is None:
             return None
         return stage_key(
-            name=name, model=self.model, keras=self._keras, versions=library_versions()
+            name=name, model=self._source, keras=self._keras, versions=library_versions()
         )[0]
 
     def key(
@@ -94,7 +95,7 @@ class Keeper:
             task=prepared.task,
             metric=prepared.metric,
             loss=prepared.loss,
-            source=self.model,
+            source=self._source,
             keras=self._keras,
             versions=library_versions(),
             switches=switches(),
@@ -120,7 +121,7 @@ class Keeper:
             for value in item.get_config().values():
                 if isinstance(value, tf_keras().Model):
                     found |= own_parts(value)
-        return found | own_parts(self.model)
+        return found if self.model is None else found | own_parts(self.model)
 
     def keep(self, name: str, state: State, facts: dict[str, Any], key: str | None) -> str:
         """Writes a stage, also one that no later run will find, so that `Run` can show it.

@@ -222,7 +222,7 @@ class Pipeline:
                 self._prepare(model, data, self._options(None))
         elif model is not None:
             with isolated(derive_seed(self.seed, "run")):
-                admit(model)
+                admit(model, None)
 
     def run(
         self,
@@ -282,9 +282,7 @@ class Pipeline:
             prepared = self._prepare(model, data, options)
             kept = None if workdir is None else stack.enter_context(Workdir(workdir))
             meter = stack.enter_context(self._meter(prepared, options))
-            runner = Runner(
-                prepared, meter=meter, progress=shown, options=options, workdir=kept
-            )
+            runner = Runner(prepared, meter=meter, progress=shown, options=options, workdir=kept)
             return runner.run()
 
     def ablate(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from optkit.artifact import KerasArtifact
+from optkit.artifact import Artifact
 from optkit.base import Pass, RecipePass, TrainPass
 from optkit.context import Setting
 from optkit.data import ArraySplit, BoundData, Data, Split, weigh_classes
@@ -17,9 +17,18 @@ from optkit.errors import OptkitError, PipelineError
 from optkit.goals import Goals
 from optkit.measuring import Measure
 from optkit.metric import Metric, resolve_metric
-from optkit.models import Signature, signature
+from optkit.models import Signature
 from optkit.recipe import Recipe
-from optkit.task import Loss, Task, check_targets, infer_loss, infer_task, one_hot_outputs
+from optkit.task import (
+    Loss,
+    Task,
+    check_targets,
+    infer_loss,
+    infer_task,
+    infer_task_of_outputs,
+    loss_of_task,
+    one_hot_outputs,
+)
 from optkit.training import check_compiled_optimizer
 
 __all__ = ["Options", "Prepared", "Step", "prepare", "shown_data"]
@@ -76,9 +85,10 @@ def prepare(
     Raises:
         PipelineError, ModelError, DataError: For what cannot work.
     """
-    model = admitted.model
-    described = signature(model)
-    bound = data.bind(described, one_hot_outputs(model, loss))
+    model, described = admitted.model, admitted.signature
+    if model is None:
+        _require_converting(steps, admitted)
+    bound = data.bind(described, () if model is None else one_hot_outputs(model, loss))
     needs = {split for _, _, item in steps for split in item.needs}
     if "train" in needs and bound.train is None:
         wanting = ", ".join(name for _, name, item in steps if "train" in item.needs)
@@ -91,7 +101,7 @@ def prepare(
             "Data has no split with targets. Give `test` (or `validation`), on which the figures "
             "of the report are measured."
         )
-    task = infer_task(model, _targets(labelled), loss)
+    task = _task(admitted, labelled, loss)
     stratify = _stratified(task)
     if options.goals.max_accuracy_drop is not None and bound.validation is None:
         if bound.train is None:
@@ -111,7 +121,7 @@ def prepare(
         options.measure.higher_is_better,
         model,
         task,
-        example=lambda: _example(model, labelled),
+        example=lambda: _example(admitted, labelled),
         output=options.measure.output,
         weighted=options.measure.sample_weight,
     )
@@ -119,7 +129,8 @@ def prepare(
     _check_weights(options, bound)
     weigh_classes(bound, task)
     bound.notes += _of_outputs(described, metric)
-    prepared = Prepared(tuple(steps), admitted, bound, task, metric, infer_loss(model, task, loss))
+    trained = loss_of_task(task) if model is None else infer_loss(model, task, loss)
+    prepared = Prepared(tuple(steps), admitted, bound, task, metric, trained)
     if any(isinstance(item, TrainPass) for _, _, item in steps):
         check_compiled_optimizer(model)
     _check_passes(prepared, model)
@@ -165,10 +176,36 @@ def _targets(split: Split) -> Any:
     return split.y if isinstance(split, ArraySplit) else split.targets(_TARGETS_LOOKED_AT)
 
 
-def _example(model: Any, split: Split) -> tuple[Any, Any]:
+def _require_converting(steps: Sequence[Step], admitted: Admitted) -> None:
+    """Refuses passes that need the layers of what came without any.
+
+    Raises:
+        PipelineError: Naming the first such pass.
+    """
+    kind: type[Artifact] = type(admitted.given)
+    for number, name, item in steps:
+        if isinstance(item, RecipePass):
+            continue
+        if not issubclass(kind, item.accepts):
+            raise PipelineError(
+                f"Step {number}, {name}, takes a {item.accepts.kind} artifact, and there is a "
+                f"{kind.kind} one: what came in is a traced graph without layers, which can be "
+                "measured and converted, not trained. Load the model from a file that Keras saved."
+            )
+        kind = item.produces
+
+
+def _task(admitted: Admitted, split: Split, loss: Any) -> Task:
+    if admitted.model is not None:
+        return infer_task(admitted.model, _targets(split), loss)
+    targets, outputs = _example(admitted, split)
+    return infer_task_of_outputs(outputs, targets, loss)
+
+
+def _example(admitted: Admitted, split: Split) -> tuple[Any, Any]:
     """Targets and outputs of a few samples."""
     x, y = split.head(_EXAMPLES)
-    return y, KerasArtifact(model).predict(x)
+    return y, admitted.artifact().predict(x)
 
 
 def _check_goals(options: Options, task: Task, metric: Metric) -> None:

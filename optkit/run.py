@@ -216,7 +216,7 @@ class Runner:
             raise
         except Exception as error:
             raise ModelError(
-                f"Model {self.model.name!r} could not be run on the data it came with: {error}"
+                f"Model {_name(self.model)!r} could not be run on the data it came with: {error}"
             ) from error
         self.baseline = self.latest
 
@@ -587,6 +587,10 @@ class Runner:
             higher_is_better=report.higher_is_better,
             outputs=self.prepared.metric.judged,
         )
+
+
+def _name(model: Any) -> str:
+    return "saved_model" if model is None else str(model.name)
 
 
 def _comparison(comparison: Comparison) -> dict[str, Any]:

@@ -30,6 +30,7 @@ __all__ = [
     "infer_loss",
     "infer_task",
     "infer_task_of_outputs",
+    "loss_of_task",
     "one_hot_outputs",
     "replaced_loss",
     "several_losses",
@@ -491,6 +492,13 @@ def infer_loss(model: Any, task: Task, given: Any = None) -> Loss:
             f"{list(losses)}. Give targets for an output with a loss, or `Pipeline(loss={{…}})`."
         )
     return several_losses(parts)
+
+
+def loss_of_task(task: Task) -> Loss:
+    """The loss that fits a task of which nothing else is known."""
+    if not task.parts:
+        return _loss_for(task)
+    return several_losses({name: _loss_for(part) for name, part in task.parts.items()})
 
 
 def several_losses(parts: dict[str, Loss]) -> Loss:

@@ -542,7 +542,9 @@ def _check(result: ok.Result, model: Any, data: ok.Data, keras: Any) -> None:
         _close(_leaves(again.predict(_tensors(x), verbose=0)), found, 1e-5)
         return
     # The file by itself, against the Keras model that it was made of.
-    before = ok.KerasArtifact(model if hasattr(model, "inputs") and model.inputs else again_of(model))
+    before = ok.KerasArtifact(
+        model if hasattr(model, "inputs") and model.inputs else again_of(model)
+    )
     _close(_leaves(before.predict(x)), found, 0.15)
 
 

@@ -129,7 +129,7 @@ def test_a_tf_keras_twin_does_not_find_the_stages_of_a_keras_3_model(tmp_path):
     model = three()
     pipeline.run(model, data, workdir=tmp_path, progress=False, measure=QUICK)
     result = pipeline.run(
-        admit(model).model,
+        admit(model, data).model,
         data,
         workdir=tmp_path,
         progress=lambda event: events.append(event.kind),
@@ -202,9 +202,7 @@ def test_the_policies_of_both_libraries_stay_as_they_were():
     tf_keras.mixed_precision.set_global_policy("mixed_float16")
     try:
         model = build_plain()
-        ok.Pipeline([ok.FineTune(epochs=1)]).run(
-            model, digits(200), progress=False, measure=QUICK
-        )
+        ok.Pipeline([ok.FineTune(epochs=1)]).run(model, digits(200), progress=False, measure=QUICK)
         assert keras.config.dtype_policy().name == "mixed_bfloat16"
         assert tf_keras.mixed_precision.global_policy().name == "mixed_float16"
     finally:

@@ -1,6 +1,6 @@
 """What flows through a pipeline: a model in some form that can predict, be saved and be weighed."""
 
-from optkit.artifact.base import Artifact, Layer
+from optkit.artifact.base import Artifact, GraphArtifact, Layer
 from optkit.artifact.files import load, load_model
 from optkit.artifact.keras import KerasArtifact, TreatedArtifact
 from optkit.artifact.saved_model import SavedModelArtifact
@@ -8,6 +8,7 @@ from optkit.artifact.tflite import TFLiteArtifact
 
 __all__ = [
     "Artifact",
+    "GraphArtifact",
     "KerasArtifact",
     "Layer",
     "SavedModelArtifact",

@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from optkit.errors import DataError, OptkitError
+from optkit.models import Signature
 
-__all__ = ["Artifact", "Layer", "batches_of", "named_inputs", "write_atomically"]
+__all__ = ["Artifact", "GraphArtifact", "Layer", "batches_of", "named_inputs", "write_atomically"]
 
 _GZIP_LEVEL = 6  # what the gzip program does when not told otherwise
 
@@ -138,6 +139,32 @@ class Artifact(abc.ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.parameters:,} parameters)"
+
+
+class GraphArtifact(Artifact):
+    """An artifact that TensorFlow runs, and that can be converted.
+
+    Attributes:
+        kind: ``"graph"``, for those who take any of them.
+    """
+
+    kind = "graph"
+
+    @property
+    @abc.abstractmethod
+    def signature(self) -> Signature:
+        """Names, shapes and types of the inputs and outputs."""
+
+    @abc.abstractmethod
+    def inference_function(
+        self, *, batch: int | None = None, shapes: tuple[tuple[int | None, ...], ...] | None = None
+    ) -> Any:
+        """What it computes, as a ``tf.function`` of the inputs in order.
+
+        Args:
+            batch: Batch size to fix, or ``None`` to leave it open.
+            shapes: Shapes of the inputs without the batch, where the model leaves some open.
+        """
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:

@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from optkit.artifact.base import Artifact, Layer, batches_of, named_inputs
+from optkit.artifact.base import GraphArtifact, Layer, batches_of, named_inputs
 from optkit.errors import DataError
-from optkit.models import clone, is_compiled, signature
+from optkit.models import Signature, clone, is_compiled, signature
 from optkit.runtime import keras, tensorflow, tf_keras
 from optkit.translate import is_keras3, to_keras3, to_tf_keras
 
 __all__ = ["KerasArtifact", "TreatedArtifact", "inference_function"]
 
 
-class KerasArtifact(Artifact):
+class KerasArtifact(GraphArtifact):
     """A Keras model. Saved by its own Keras as a ``.keras`` file without optimizer state.
 
     Args:
@@ -54,6 +54,17 @@ class KerasArtifact(Artifact):
     def _model(self) -> Any:
         """The model as tf_keras."""
         return to_tf_keras(self._given) if is_keras3(self._given) else self._given
+
+    @property
+    def signature(self) -> Signature:
+        """Names, shapes and types of the inputs and outputs."""
+        return signature(self._model)
+
+    def inference_function(
+        self, *, batch: int | None = None, shapes: tuple[tuple[int | None, ...], ...] | None = None
+    ) -> Any:
+        """The model in inference mode as a ``tf.function`` of the inputs in order."""
+        return inference_function(self._model, batch=batch, shapes=shapes)
 
     def treated(self) -> KerasArtifact:
         """The same artifact with a tf_keras model, as passes take it; itself where it has one."""

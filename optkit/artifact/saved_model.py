@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from optkit.artifact import archive
-from optkit.artifact.base import Artifact, Layer, batches_of, named_inputs
+from optkit.artifact.base import GraphArtifact, Layer, batches_of, named_inputs
 from optkit.artifact.graph import check_saved_model
 from optkit.artifact.reading import quietly, unreadable
 from optkit.errors import DataError, ModelError, OptkitError
@@ -32,7 +32,7 @@ _INDEX = "saved_model.pb"
 _COMPRESSION = 6  # what the gzip program does when not told otherwise
 
 
-class SavedModelArtifact(Artifact):
+class SavedModelArtifact(GraphArtifact):
     """A SavedModel: a traced graph with its weights, in a folder.
 
     TensorFlow Hub, `tf.Module` and Keras 3's ``model.export`` give such folders. The layers are

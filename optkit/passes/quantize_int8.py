@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from optkit import _validate
-from optkit.artifact import Artifact, KerasArtifact, TFLiteArtifact
+from optkit.artifact import Artifact, GraphArtifact, KerasArtifact, TFLiteArtifact
 from optkit.base import ConvertPass
 from optkit.context import Context, Setting
 from optkit.convert import convert
@@ -74,7 +74,7 @@ class QuantizeINT8(ConvertPass):
         Integer-Arithmetic-Only Inference", 2018. Done by TensorFlow's converter.
     """
 
-    accepts = KerasArtifact
+    accepts = GraphArtifact
     produces = TFLiteArtifact
 
     def __init__(

@@ -132,7 +132,7 @@ def _counterpart(
     if not of_library or other is None or name in _UNEQUAL:
         return _carried(kind, value, forward)
     config = {**value.get_config(), **getattr(value, "_fn_kwargs", {})}  # the former lacks some
-    names = _accepted(other)
+    names, defaults = _accepted(other), inspect.signature(type(value)).parameters
     arguments = {}
     for key, item in config.items():
         if key == "fn":
@@ -152,7 +152,8 @@ def _counterpart(
         if key == "name" and item is None:
             continue
         if key not in names:
-            if item not in (None, False) and key not in ("seed", "dtype", "name"):
+            usual = defaults[key].default if key in defaults else None
+            if item not in (None, False, usual) and key not in ("seed", "dtype", "name"):
                 return _carried(kind, value, forward)
             continue
         arguments[key] = convert_object(_object(home, item), forward=forward, layer=layer)
