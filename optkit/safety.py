@@ -83,10 +83,43 @@ _STATEFUL = re.compile(  # operations with state that stays within the process
     r"DisableCopyOnRead|DestroyResourceOp|BoostedTrees.*|IteratorGetNext(?:Sync|AsOptional)?)$"
 )
 _DTYPES = re.compile(r"(?:bool|string|b?float\d+|u?int\d+|complex\d+)$")
-_IDENTIFIER = re.compile(r"[A-Za-z]\w*$")
+# Of ragged and sparse tensors, what tf_keras makes layers of.
+_ATTRIBUTES = frozenset(
+    [
+        "bounding_shape",
+        "dense_shape",
+        "flat_values",
+        "indices",
+        "merge_dims",
+        "nested_row_lengths",
+        "nested_row_splits",
+        "nrows",
+        "row_lengths",
+        "row_limits",
+        "row_splits",
+        "row_starts",
+        "to_sparse",
+        "to_tensor",
+        "value_rowids",
+        "values",
+        "with_flat_values",
+        "with_row_splits_dtype",
+        "with_values",
+    ]
+)
 _SPECS = ("TensorSpec", "RaggedTensorSpec", "SparseTensorSpec", "tf.TensorSpec")
 _SPECS_REGISTERED = tuple(f"tf.{name}" for name in _SPECS[:3])
-_DATA = ("__bytes__", "__ellipsis__", "__slice__", "__tuple__", "TensorShape")
+_DATA = (
+    "__bytes__",
+    "__ellipsis__",
+    "__keras_tensor__",
+    "__numpy__",
+    "__slice__",
+    "__tensor__",
+    "__tuple__",
+    "TensorShape",
+    "TypeSpec",
+)
 _TRUST = "Pass `trust=True` if you know who made the file and trust them."
 
 
@@ -183,31 +216,32 @@ class _Judge:
         self.library, self.custom, self.revived = library, custom_objects, revived
 
     def unsafe(self, value: dict[str, Any]) -> Iterator[tuple[str, str]]:
-        kind, config = value["class_name"], value.get("config")
+        kind, config, module = value["class_name"], value.get("config"), value.get("module")
         if not isinstance(kind, str):
             yield f"a class is named by {type(kind).__name__}, not by a string", _TRUST
         elif kind == "__lambda__":
             yield "it holds Python code (a lambda)", _TRUST
-        elif kind in ("__tensor__", "__numpy__", "__keras_tensor__"):
-            dtype = config.get("dtype") if isinstance(config, dict) else None
-            if not isinstance(dtype, str) or not _DTYPES.match(dtype):
-                yield f"a constant has the type {str(dtype)[:80]!r}, which is none", _TRUST
-        elif kind in _DATA:
-            return
-        elif kind == "TypeSpec":
-            if value.get("type_spec") not in _SPECS_REGISTERED:
-                yield f"it holds a TypeSpec {str(value.get('type_spec'))[:80]!r}", _TRUST
         elif kind == "__typespec__":
-            module = str(value.get("module"))
-            if value.get("spec_name") not in _SPECS or not module.startswith("tensorflow."):
-                yield (
-                    f"it holds a type {value.get('spec_name')!r} of module {module[:80]!r}",
-                    _TRUST,
-                )
+            known = value.get("spec_name") in _SPECS and str(module) in sys.modules
+            if not known or not str(module).startswith("tensorflow."):
+                yield f"it holds a type {value.get('spec_name')!r} of module {module!r:.80}", _TRUST
+        elif kind in _DATA:
+            # Where one format knows data, another one may look for a class of that name.
+            if module or value.get("registered_name"):
+                yield _unknown(kind, module, "class")
+            yield from self._data(kind, value, config)
         elif kind == "function":
             yield from self._function(value)
         else:
             yield from self._class(value)
+
+    def _data(self, kind: str, value: dict[str, Any], config: Any) -> Iterator[tuple[str, str]]:
+        if kind in ("__tensor__", "__numpy__", "__keras_tensor__"):
+            dtype = config.get("dtype") if isinstance(config, dict) else None
+            if not isinstance(dtype, str) or not _DTYPES.match(dtype):
+                yield f"a constant has the type {str(dtype)[:80]!r}, which is none", _TRUST
+        elif kind == "TypeSpec" and value.get("type_spec") not in _SPECS_REGISTERED:
+            yield f"it holds a TypeSpec {str(value.get('type_spec'))[:80]!r}", _TRUST
 
     def _registered(self, name: Any) -> Any:
         if not isinstance(name, str):
@@ -217,11 +251,13 @@ class _Judge:
 
     def _function(self, value: dict[str, Any]) -> Iterator[tuple[str, str]]:
         name, module = value.get("config"), value.get("module")
-        if self._registered(name) is not None:
-            return
-        if isinstance(name, str) and self._known_function(name, module) is not None:
-            return
-        yield _unknown(name, module, "function")
+        other = value.get("registered_name")
+        if other not in (None, "function", name) and self._registered(other) is None:
+            yield _unknown(other, module, "function")  # some ways of reading look it up instead
+        elif self._registered(name) is None and not (
+            isinstance(name, str) and self._known_function(name, module) is not None
+        ):
+            yield _unknown(name, module, "function")
 
     def _known_function(self, name: str, module: Any) -> Any:
         if module in (None, "builtins"):
@@ -246,32 +282,33 @@ class _Judge:
 
     def _class(self, value: dict[str, Any]) -> Iterator[tuple[str, str]]:
         name, module = value["class_name"], value.get("module")
+        # Which of its names a class is looked up by depends on the format, so all of them count.
+        by_module, by_name = self._found(name, module), self._found(name, None)
+        config = value.get("config")
+        for found in {by_module, by_name} - {None}:
+            if not _is_allowed(found):
+                yield _unknown(name, module, "class")
+                return
+            if isinstance(config, dict):
+                yield from self._own(found, config)
+        if by_module is not None:
+            return
         if self._registered(value.get("registered_name", name)) is not None:
             return
-        if not module and self._registered(name) is not None:
+        if not module and (self._registered(name) is not None or self.revived):
             return
-        found = self._known_class(name, module)
-        if found is None:
-            if not (self.revived and not module):
-                yield _unknown(name, module, "class")
-            return
-        config = value.get("config")
-        if isinstance(config, dict):
-            yield from self._own(found, config)
+        yield _unknown(name, module, "class")
 
-    def _known_class(self, name: str, module: Any) -> Any:
-        if module is not None and not isinstance(module, str):
+    def _found(self, name: str, module: Any) -> Any:
+        """What Keras has under that name, whatever it is."""
+        if module and not isinstance(module, str):
             return None
         for library in self._libraries():
             found = _of_keras(library, module, name) if module else _bare_class(library, name)
-            if found is None:
-                continue
-            home, _, rest = str(getattr(found, "__module__", "")).partition(".src.")
-            allowed = home == library and rest.partition(".")[0] in _CLASS_HOMES
-            return found if allowed and isinstance(found, type) else None
+            if found is not None:
+                return found
         if module in _TENSORFLOW_INITIALIZERS:
-            found = vars(sys.modules[module]).get(name)
-            return found if isinstance(found, type) and hasattr(found, "from_config") else None
+            return vars(sys.modules[module]).get(name)
         return None
 
     def _own(self, kind: type, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -290,10 +327,10 @@ class _Judge:
         elif name == "ClassMethod":
             symbol, method = config.get("cls_symbol"), config.get("method_name")
             known = symbol in ("RaggedTensor", "SparseTensor", "sparse.SparseTensor")
-            if not known or not _is_public(method):
+            if not known or not str(method).startswith("from_"):
                 yield _reaching(f"{symbol}.{method}")
         elif name in ("InstanceProperty", "InstanceMethod"):
-            if not _is_public(config.get("attr_name")):
+            if config.get("attr_name") not in _ATTRIBUTES:
                 yield _reaching(config.get("attr_name"))
         elif name == "TensorFlowOpLayer":
             yield from _unsafe_node(config.get("node_def"))
@@ -316,6 +353,16 @@ class _Judge:
         return not (part == "output_shape" and is_shape and f"{part}_type" not in config)
 
 
+def _is_allowed(found: Any) -> bool:
+    """Whether a file may name one of Keras' own things as a class."""
+    if not isinstance(found, type):
+        return False
+    if found.__module__ in _TENSORFLOW_INITIALIZERS:
+        return hasattr(found, "from_config")
+    library, _, home = found.__module__.partition(".src.")
+    return library in ("keras", "tf_keras") and home.partition(".")[0] in _CLASS_HOMES
+
+
 def _unknown(name: Any, module: Any, what: str) -> tuple[str, str]:
     of = f" of module {str(module)[:80]!r}" if module not in (None, "builtins") else ""
     remedy = (
@@ -328,10 +375,6 @@ def _unknown(name: Any, module: Any, what: str) -> tuple[str, str]:
 
 def _reaching(name: Any) -> tuple[str, str]:
     return f"it calls {str(name)[:80]!r} of TensorFlow, which may reach out of the model", _TRUST
-
-
-def _is_public(name: Any) -> bool:
-    return isinstance(name, str) and _IDENTIFIER.match(name) is not None
 
 
 def _home(function: Any) -> tuple[str, str]:

@@ -197,6 +197,42 @@ def test_a_loss_that_is_not_known_leaves_it_uncompiled_and_says_so(tmp_path, cap
     same(known, model, np.ones((2, 4), "float32"))
 
 
+@pytest.mark.parametrize("name", ["keras", "tf_keras"])
+def test_how_an_inner_model_was_compiled_does_not_matter(tmp_path, caplog, name):
+    keras = library(name)
+
+    def odd(y, p):
+        return keras.losses.mean_squared_error(y, p)
+
+    inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)], name="inner")
+    inner.compile("adam", odd)
+    model = keras.Sequential([keras.Input((4,)), inner, keras.layers.Dense(2)])
+    with caplog.at_level(logging.WARNING, "optkit"):
+        same(ok.load_model(save(model, name, "keras", tmp_path)), model, np.ones((2, 4), "float32"))
+    assert not caplog.records
+
+
+def test_modules_of_keras_2_12_are_known(tmp_path):
+    import json
+    import zipfile
+
+    import tf_keras
+
+    model = functional(tf_keras)
+    path = save(model, "tf_keras", "keras", tmp_path)
+    old = tmp_path / "old.keras"
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(old, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "config.json":
+                config = json.loads(content)
+                assert config["module"] == "tf_keras.src.engine.functional"
+                config["module"] = "keras.engine.functional"
+                content = json.dumps(config).encode()
+            target.writestr(name, content)
+    same(ok.load_model(old), model, sample(functional))
+
+
 def own_layer(keras):
     class Twice(keras.layers.Layer):
         def __init__(self, factor=2.0, **settings):

@@ -191,6 +191,24 @@ FOREIGN = {
     "a type": entry(
         "__typespec__", [], spec_name="Popen", module="subprocess", registered_name=None
     ),
+    "data by name": entry("TensorShape", module="evil_module"),
+    "a tuple by name": entry("__tuple__", module="evil_module", items=[]),
+    "a function under two names": entry(
+        "function", "relu", module="keras.activations", registered_name="get_file"
+    ),
+    "a Lambda under another name": entry(
+        "Lambda",
+        {"function": ["x", None, None], "function_type": "lambda"},
+        module="keras.layers",
+        registered_name="Custom>Adam",
+    ),
+    "a graph under another name": entry(
+        "TFSMLayer",
+        {"filepath": "/tmp/graph"},
+        module="keras.layers",
+        registered_name="Custom>Adam",
+    ),
+    "a method of everything": entry("InstanceMethod", {"attr_name": "eval"}),
     "a class that is no string": {"class_name": ["os"], "config": {}},
     "a constant of no type": entry("__numpy__", {"value": [1], "dtype": "O"}),
     "reading a file": entry("TFOpLambda", {"function": "io.read_file"}, module="keras.layers"),
@@ -204,12 +222,15 @@ FOREIGN = {
 }
 
 
+TF_KERAS_ALONE = ("TFOpLambda", "InstanceMethod", "InstanceProperty", "ClassMethod")
+
+
 @pytest.mark.parametrize("name", ARCHIVES)
 @pytest.mark.parametrize("what", FOREIGN)
 def test_what_a_configuration_may_not_name(tmp_path, mark, evil_module, name, what):
     keras = library(name)
     evil = FOREIGN[what]
-    if name == "keras" and evil["class_name"] in ("TFOpLambda", "InstanceProperty", "ClassMethod"):
+    if name == "keras" and evil["class_name"] in TF_KERAS_ALONE:
         pytest.skip("no class of Keras 3")
     assert find_unsafe([{"deep": evil}], library=name)
     model = nested(keras)
@@ -291,6 +312,48 @@ def edit_nodes(path, edit):
     for node in metadata.nodes:
         node.metadata = json.dumps(edit(json.loads(node.metadata)))
     file.write_bytes(metadata.SerializeToString())
+
+
+def test_names_that_formats_read_differently(tmp_path, mark, evil_module):
+    """Keras looks for data or registered names where another of its formats imports a module."""
+    import tf_keras
+
+    model = nested(tf_keras)
+    path = save(model, "tf_keras", "keras", tmp_path)
+    layer = tf_keras.layers.Lambda(lambda x: x, name="named").get_config()
+    for kind in ("TensorShape", "__tuple__"):
+        evil = entry(kind, module=evil_module)
+        named = layer | {"function": evil, "function_type": "function"}
+
+        def swap(config, named=named):
+            part = config["config"]["layers"][-1]
+            part |= entry("Lambda", named | {"name": "named"}, registered_name=None)
+            return config
+
+        rewrite(path, {}, swap)
+        refused(path, mark, "was not loaded")
+        with contextlib.suppress(Exception):  # of the object that it made
+            tf_keras.models.load_model(path)
+        assert mark.exists(), "this file does nothing, so the test proves nothing"
+        mark.unlink()
+        sys.modules.pop(evil_module)
+
+    # A Lambda layer that calls itself registered: HDF5 is read by the name of the class alone.
+    mark.unlink(missing_ok=True)
+    evil = lambda_model(tf_keras, mark, False)
+    old = save(evil, "tf_keras", "h5", tmp_path)
+    mark.unlink(missing_ok=True)
+    with h5py.File(old, "a") as file:
+        text = file.attrs["model_config"]
+        config = json.loads(text)
+        inner = config["config"]["layers"][1]["config"]["layers"][1]
+        assert inner["class_name"] == "Lambda"
+        inner |= {"registered_name": "Custom>Adam"}
+        inner.pop("module", None)
+        file.attrs["model_config"] = json.dumps(config)
+    refused(old, mark, "its `function` is Python code")
+    tf_keras.models.load_model(old)
+    assert mark.exists(), "this file does nothing, so the test proves nothing"
 
 
 def test_modules_named_in_a_saved_model(tmp_path, mark, evil_module):

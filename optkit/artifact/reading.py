@@ -207,8 +207,8 @@ def _read_opened(
             f"Received: {type(config).__name__} and {type(metadata).__name__}."
         )
     library = _library(metadata.get("keras_version"), config)
-    _settle(config)
     compiled = config.pop("compile_config", None)
+    _settle(config)
     if terms.builder is None:
         refuse_unsafe(path, terms.find_unsafe(config, library))
     if compiled and terms.compile and terms.builder is None:
@@ -325,7 +325,10 @@ def warn_uncompiled(path: Path, reason: str) -> None:
 
 
 def _settle(config: Any) -> None:
-    """Puts right the names of modules that moved after Keras 2.12."""
+    """Puts right the names of modules that moved after Keras 2.12, and lets models within be data.
+
+    How an inner model was compiled has no use in the outer one.
+    """
     stack = [config]
     while stack:
         value = stack.pop()
@@ -333,6 +336,8 @@ def _settle(config: Any) -> None:
             module = value.get("module")
             if isinstance(module, str) and module.startswith(_KERAS_2_ENGINE):
                 value["module"] = f"keras.src.{module.removeprefix('keras.')}"
+            if "class_name" in value:
+                value.pop("compile_config", None)
             stack.extend(value.values())
         elif isinstance(value, list):
             stack.extend(value)
