@@ -453,3 +453,24 @@ def test_a_baseline_better_than_chance_is_not_warned_of(trained, data, dense):
     meter = meter_for(model, exact)
     meter.measure(ok.KerasArtifact(model))
     assert not meter.notes
+
+
+def test_a_classifier_of_raw_texts_is_timed_and_weighed():
+    import tf_keras
+
+    layers = tf_keras.layers
+    model = tf_keras.Sequential(
+        [
+            tf_keras.Input((2,), dtype="string"),
+            layers.Hashing(16),
+            layers.Embedding(16, 4),
+            layers.GlobalAveragePooling1D(),
+            layers.Dense(2),
+        ]
+    )
+    words = np.array([["good", "film"], ["bad", "fïlm"]], dtype=object)
+    data = Data(test=(words, ["yes", "no"]), class_names=["no", "yes"])
+    found = ok.measure(model, data, measure=ok.Measure(latency_seconds=0.05))
+    assert found.figures.latency_ms > 0
+    assert found.figures.peak_memory_bytes > found.figures.runtime_memory_bytes > 0
+    assert not found.notes or "not measured" not in " ".join(found.notes)

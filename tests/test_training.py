@@ -241,3 +241,43 @@ def test_the_model_stays_uncompiled(dense):
     model = dense(3)
     context_for(model, blobs()).fit(model, Recipe(), epochs=1)
     assert model.optimizer is None
+
+
+def test_the_weighted_metric_is_what_early_stopping_watches(dense):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(120, 4)).astype("float32"), rng.integers(0, 3, 120)
+    weights = rng.random(120)
+    data = ok.Data(train=(x, y, weights), validation=(x[:60], y[:60], weights[:60]))
+    settings = ok.Measure(latency_seconds=0, memory=False, sample_weight=True)
+    pipeline = ok.Pipeline([ok.FineTune(epochs=4, learning_rate=0.02, patience=4)])
+    row = pipeline.run(dense(), data, measure=settings).report.rows[0]
+    assert row.validation_after == pytest.approx(max(row.curves[0]["val_metric"]), abs=1e-6)
+
+
+def test_batches_of_different_lengths_train_and_are_scored():
+    """Sequences with a mask: each batch as long as its longest, the figures those of the model."""
+    import tf_keras
+
+    rng = np.random.default_rng(0)
+    batches = []
+    for length in (3, 9, 5, 7):
+        y = rng.integers(0, 2, 16)
+        batches.append((rng.integers(1, 10, (16, length)) + 10 * y[:, None], y))
+    tf_keras.utils.set_random_seed(0)
+    model = tf_keras.Sequential(
+        [
+            tf_keras.Input((None,), dtype="int32"),
+            tf_keras.layers.Embedding(21, 4, mask_zero=True),
+            tf_keras.layers.LSTM(4),
+            tf_keras.layers.Dense(2),
+        ]
+    )
+    data = ok.Data(
+        train=lambda: iter(batches), validation=lambda: iter(batches), steps=4, batch_size=16
+    )
+    pipeline = ok.Pipeline([ok.FineTune(epochs=15, learning_rate=0.05)])
+    result = pipeline.run(model, data, measure=ok.Measure(latency_seconds=0.05, memory=False))
+    right = [result.artifact.predict(x).argmax(-1) == y for x, y in batches]
+    assert result.report.final.accuracy == pytest.approx(np.concatenate(right).mean())
+    assert result.report.final.accuracy > 0.9
+    assert result.report.final.samples == 64

@@ -188,13 +188,13 @@ class LatencyProcess:
                 path, kind = folder / "model", KerasArtifact.kind  # the same runner
             elif isinstance(artifact, TFLiteArtifact):
                 path = artifact.save(folder / "model.tflite")
-                named = named_inputs(self._sample, [port.name for port in artifact.inputs])
+                named = artifact.file_inputs(self._sample)  # what its front makes of the sample
                 inputs = [port.quantize(named[port.name]) for port in artifact.inputs]
             else:
                 raise OptkitError(
                     f"A {artifact.kind} artifact has no runtime that can be measured."
                 )
-            np.savez(folder / "inputs.npz", *inputs)
+            np.savez(folder / "inputs.npz", *map(_plain, inputs))
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -351,6 +351,14 @@ def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
     if process.stdin is None or process.stdout is None:
         raise AssertionError("started without pipes")
     return process.stdin, process.stdout
+
+
+def _plain(values: np.ndarray) -> np.ndarray:
+    """Texts in a type that NumPy writes to files."""
+    if values.dtype.kind != "O":
+        return values
+    letters = [item if isinstance(item, bytes) else str(item).encode() for item in values.ravel()]
+    return np.array(letters, dtype=bytes).reshape(values.shape)
 
 
 def _latency(seconds: np.ndarray) -> Latency:

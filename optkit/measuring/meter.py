@@ -184,9 +184,6 @@ class Meter:
         if split is None:
             split = self.data.calibration_split()
         sample, _ = split.head(settings.batch_size)
-        if np.asarray(first_leaf(sample)).dtype.kind in "OSU":
-            self.notes.append("latency and memory: not measured for inputs that are strings")
-            return self
         rows = np.arange(settings.batch_size) % len(first_leaf(sample))
         sample = map_leaves(lambda leaf: leaf[rows], sample)  # repeats where the split is shorter
         opened = [info for info in split.inputs if None in info.shape[1:]]
