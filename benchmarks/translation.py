@@ -96,7 +96,9 @@ def build(name: str, library: str, seed: int = 0) -> Any:
         elif len(shape) <= 1:
             variable.assign(rng.normal(0.0, 0.1, shape))
         elif "kernel" in leaf:
-            fan = float(np.prod(shape[:-1])) if "depthwise" not in leaf else float(np.prod(shape[:2]))
+            fan = (
+                float(np.prod(shape[:-1])) if "depthwise" not in leaf else float(np.prod(shape[:2]))
+            )
             variable.assign(rng.normal(0.0, (1.5 / fan) ** 0.5, shape))
     return model
 
@@ -126,7 +128,9 @@ def measure(name: str) -> dict[str, Any]:
     columns = {"keras3": _COLUMNS[:2], "tf_keras": _COLUMNS[2:]}
     for library in builders(name):
         model = build(name, library)
-        scaled = images if "Efficient" in name or "V3" in name or "RS" in name else images / 127.5 - 1
+        scaled = (
+            images if "Efficient" in name or "V3" in name or "RS" in name else images / 127.5 - 1
+        )
         expected = np.asarray(model(scaled, training=False))
         row["parameters"] = int(model.count_params())
         spread = float(expected.std())

@@ -32,9 +32,7 @@ def randomize(model: Any, seed: int = 0) -> None:
         if "float" not in str(variable.dtype) or "count" in variable.name:
             continue
         shape = tuple(variable.shape)
-        if "variance" in variable.name:
-            variable.assign(rng.uniform(0.5, 1.5, shape))
-        elif "gamma" in variable.name or "scale" in variable.name:
+        if "variance" in variable.name or "gamma" in variable.name or "scale" in variable.name:
             variable.assign(rng.uniform(0.5, 1.5, shape))
         else:
             variable.assign(rng.normal(0, 0.4, shape))
@@ -56,7 +54,7 @@ def build3(case: Case) -> tuple[Any, list[Any]]:
         outputs = case.call(layer, *inputs)
     else:
         outputs = layer(inputs[0] if len(inputs) == 1 else inputs)
-    model = keras.Model(inputs, outputs)
+    model = keras.Model(inputs[0] if len(inputs) == 1 else inputs, outputs)
     if case.adapt is None:  # what was learned from data is the state
         randomize(model)
     if case.data is not None:
@@ -125,9 +123,11 @@ def _rnn(name, **more):
             (None, 3),
         ),
         case(
-            lambda L: getattr(L, name)(4, return_state=True, recurrent_activation="hard_sigmoid")
-            if name != "SimpleRNN"
-            else L.SimpleRNN(4, return_state=True),
+            lambda L: (
+                getattr(L, name)(4, return_state=True, recurrent_activation="hard_sigmoid")
+                if name != "SimpleRNN"
+                else L.SimpleRNN(4, return_state=True)
+            ),
             (5, 3),
         ),
         _masked(lambda L: getattr(L, name)(4)),
@@ -172,19 +172,21 @@ def _merge(name):
 
 def _mha(**more):
     return [
-        case(lambda L: L.MultiHeadAttention(2, 3, **more), (4, 6), call=lambda l, x: l(x, x)),
+        case(
+            lambda L: L.MultiHeadAttention(2, 3, **more), (4, 6), call=lambda layer, x: layer(x, x)
+        ),
         case(
             lambda L: L.MultiHeadAttention(2, 3, value_dim=4, output_shape=5, **more),
             (4, 6),
             (5, 7),
-            call=lambda l, x, y: l(x, y, use_causal_mask=True),
+            call=lambda layer, x, y: layer(x, y, use_causal_mask=True),
         ),
         case(
             lambda L: L.MultiHeadAttention(2, 3, use_bias=False, **more),
             (4, 6),
             (5, 7),
             (5, 2),
-            call=lambda l, x, y, z: l(x, y, z, return_attention_scores=True),
+            call=lambda layer, x, y, z: layer(x, y, z, return_attention_scores=True),
         ),
         _twice(lambda L: L.MultiHeadAttention(2, 3, **more)),
     ]
@@ -211,12 +213,39 @@ _PREPROCESS = ["the cat sat", "the dog sat", "a dog"]
 CASES: dict[str, list[Case]] = {
     "Activation": [
         case(lambda L, name=name: L.Activation(name), (4, 6))
-        for name in (
-            "celu elu exponential gelu glu hard_shrink hard_sigmoid hard_silu hard_tanh "
-            "leaky_relu linear log_sigmoid log_softmax mish relu relu6 selu sigmoid silu softmax "
-            "soft_shrink softplus softsign sparse_plus sparsemax squareplus swish tanh "
-            "tanh_shrink sparse_sigmoid hard_swish"
-        ).split()
+        for name in [
+            "celu",
+            "elu",
+            "exponential",
+            "gelu",
+            "glu",
+            "hard_shrink",
+            "hard_sigmoid",
+            "hard_silu",
+            "hard_tanh",
+            "leaky_relu",
+            "linear",
+            "log_sigmoid",
+            "log_softmax",
+            "mish",
+            "relu",
+            "relu6",
+            "selu",
+            "sigmoid",
+            "silu",
+            "softmax",
+            "soft_shrink",
+            "softplus",
+            "softsign",
+            "sparse_plus",
+            "sparsemax",
+            "squareplus",
+            "swish",
+            "tanh",
+            "tanh_shrink",
+            "sparse_sigmoid",
+            "hard_swish",
+        ]
     ],
     "ActivityRegularization": [case(lambda L: L.ActivityRegularization(l1=0.1, l2=0.2))],
     "Add": _merge("Add"),
@@ -232,13 +261,13 @@ CASES: dict[str, list[Case]] = {
             lambda L: L.Attention(dropout=0.1, seed=1),
             (4, 6),
             (5, 6),
-            call=lambda l, x, y: l([x, y], use_causal_mask=True),
+            call=lambda layer, x, y: layer([x, y], use_causal_mask=True),
         ),
         case(
             lambda L: L.Attention(),
             (4, 6),
             (4, 6),
-            call=lambda l, x, y: l([x, y], return_attention_scores=True),
+            call=lambda layer, x, y: layer([x, y], return_attention_scores=True),
         ),
     ],
     "Average": _merge("Average"),
@@ -364,7 +393,7 @@ CASES: dict[str, list[Case]] = {
             lambda L: L.GroupQueryAttention(4, 6, 3, dropout=0.1),
             (4, 8),
             (5, 8),
-            call=lambda l, x, y: l(x, y),
+            call=lambda layer, x, y: layer(x, y),
         ),
         _twice(lambda L: L.GroupQueryAttention(4, 4, 2)),
     ],
@@ -374,22 +403,20 @@ CASES: dict[str, list[Case]] = {
             (1,),
             (1,),
             dtype="int64",
-            call=lambda l, x, y: l((x, y)),
+            call=lambda layer, x, y: layer((x, y)),
         ),
         case(
             lambda L: L.HashedCrossing(7, output_mode="one_hot"),
             (1,),
             (1,),
             dtype="int64",
-            call=lambda l, x, y: l((x, y)),
+            call=lambda layer, x, y: layer((x, y)),
         ),
     ],
     "Hashing": [
         case(lambda L: L.Hashing(5), (2,), dtype="int64"),
         case(lambda L: L.Hashing(5, salt=[1, 2]), (2,), dtype="string", data=words),
-        case(
-            lambda L: L.Hashing(5, output_mode="multi_hot", mask_value=1), (2,), dtype="int64"
-        ),
+        case(lambda L: L.Hashing(5, output_mode="multi_hot", mask_value=1), (2,), dtype="int64"),
     ],
     "Identity": [case(lambda L: L.Identity())],
     "IntegerLookup": [
@@ -421,7 +448,7 @@ CASES: dict[str, list[Case]] = {
         case(
             lambda L: L.Masking(1.0),
             (3, 2),
-            call=lambda l, x: __import__("keras").layers.LSTM(3)(l(x)),
+            call=lambda layer, x: __import__("keras").layers.LSTM(3)(layer(x)),
             data=lambda rng: [np.array([[[1, 1], [2, 3], [1, 1]], [[4, 1], [1, 1], [0, 0]]], "f")],
         )
     ],
@@ -522,7 +549,7 @@ CASES: dict[str, list[Case]] = {
             lambda L: L.Softmax(),
             (4, 6),
             (4, 6),
-            call=lambda l, x, y: l(x, mask=y > 0.5),
+            call=lambda layer, x, y: layer(x, mask=y > 0.5),
         ),
     ],
     **{
@@ -536,9 +563,7 @@ CASES: dict[str, list[Case]] = {
         case(lambda L: L.SpectralNormalization(L.Dense(4)), (6,)),
     ],
     "STFTSpectrogram": [
-        case(
-            lambda L: L.STFTSpectrogram(frame_length=40, frame_step=20, fft_length=64), (200, 1)
-        )
+        case(lambda L: L.STFTSpectrogram(frame_length=40, frame_step=20, fft_length=64), (200, 1))
     ],
     "StackedRNNCells": [
         case(lambda L: L.RNN(L.StackedRNNCells([L.LSTMCell(3), L.LSTMCell(2)])), (5, 2))
@@ -601,9 +626,7 @@ CASES: dict[str, list[Case]] = {
     "ZeroPadding3D": [case(lambda L: L.ZeroPadding3D(((1, 2), (0, 1), (1, 1))), (3, 3, 3, 2))],
     **{
         f"Adaptive{kind}Pooling{n}D": [
-            case(
-                lambda L, k=kind, n=n: getattr(L, f"Adaptive{k}Pooling{n}D")(3), (7,) * n + (2,)
-            )
+            case(lambda L, k=kind, n=n: getattr(L, f"Adaptive{k}Pooling{n}D")(3), (7,) * n + (2,))
         ]
         for kind in ("Average", "Max")
         for n in (1, 2, 3)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 from optkit.errors import ModelError
-from optkit.translate.objects import convert_object, is_keras3, is_tf_keras
+from optkit.translate.objects import convert_object, is_keras3
 from optkit.translate.registry import register_layer
 
 __all__ = [
     "is_keras3",
     "object_to_keras3",
     "object_to_tf_keras",
+    "register_carriers",
     "register_layer",
     "to_keras3",
     "to_tf_keras",
@@ -106,6 +107,16 @@ def object_to_keras3(value: Any) -> Any:
     Containers are looked through.
     """
     return convert_object(value, forward=False, layer=_layer_to_keras3)
+
+
+def register_carriers() -> None:
+    """Makes the classes known to tf_keras by which translated models carry parts of Keras 3.
+
+    Whoever reads a tf_keras file that optkit may have written calls it first.
+    """
+    import optkit.translate.activations2
+    import optkit.translate.carried2
+    import optkit.translate.carrier2  # noqa: F401
 
 
 def _layer_to_tf_keras(layer: Any) -> Any:

@@ -11,13 +11,13 @@ from optkit.runtime import tf_keras
 __all__ = ["tf_keras_activation"]
 
 
-@keras.saving.register_keras_serializable(package="optkit")
+@keras.saving.register_keras_serializable(package="optkit")  # type: ignore[untyped-decorator]
 def tf_keras_hard_sigmoid(x: Any) -> Any:
     """``hard_sigmoid`` of Keras 2: ``clip(0.2 x + 0.5, 0, 1)``."""
     return keras.ops.clip(0.2 * x + 0.5, 0.0, 1.0)
 
 
-@keras.saving.register_keras_serializable(package="optkit")
+@keras.saving.register_keras_serializable(package="optkit")  # type: ignore[untyped-decorator]
 def tf_keras_leaky_relu(x: Any) -> Any:
     """``tf.nn.leaky_relu`` with its slope of 0.2."""
     return keras.ops.leaky_relu(x, negative_slope=0.2)

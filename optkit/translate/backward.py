@@ -95,7 +95,13 @@ class Backward:
         kind = type(layer).__name__
         if kind == "KerasOperation" and type(layer).__module__ == "optkit.translate.carrier2":
             return self._unwrapped(layer)
-        if kind in ("TFOpLambda", "SlicingOpLambda", "ClassMethod", "InstanceMethod", "InstanceProperty"):
+        if kind in (
+            "TFOpLambda",
+            "SlicingOpLambda",
+            "ClassMethod",
+            "InstanceMethod",
+            "InstanceProperty",
+        ):
             return self._function(layer, nodes, place)
         pair = pair_of(type(layer))
         if pair is not None:
@@ -232,7 +238,9 @@ class Backward:
         forms = self._forms(layer, nodes, place)
         if forms is None:
             return None
-        symbol = "__operators__.getitem" if type(layer).__name__ == "SlicingOpLambda" else layer.symbol
+        symbol = (
+            "__operators__.getitem" if type(layer).__name__ == "SlicingOpLambda" else layer.symbol
+        )
         try:
             return TensorFlowFunction(symbol, forms, name=_plain_name(layer.name))
         except ModelError as error:
@@ -375,7 +383,11 @@ def _is_input(layer: Any) -> bool:
 
 
 def _is_symbolic(value: Any) -> bool:
-    return bool(tf_keras().backend.is_keras_tensor(value)) if tensorflow().is_tensor(value) or hasattr(value, "_keras_history") else False
+    return (
+        bool(tf_keras().backend.is_keras_tensor(value))
+        if tensorflow().is_tensor(value) or hasattr(value, "_keras_history")
+        else False
+    )
 
 
 def _is_sparse(tensor: Any) -> bool:
@@ -390,7 +402,19 @@ def _form(node: Any) -> tuple[dict[str, Any], list[Any]]:
     }
     if type(node.layer).__name__ in ("TFOpLambda", "SlicingOpLambda", "ClassMethod"):
         kwargs.pop("name", None)
-    return form_of(node.call_args, kwargs, _is_symbolic)
+    args = list(node.call_args)
+    if type(node.layer).__name__ == "SlicingOpLambda":
+        args = [_slices(value) for value in args]
+    return form_of(args, kwargs, _is_symbolic)
+
+
+def _slices(value: Any) -> Any:
+    """tf_keras notes a slice as a dict."""
+    if isinstance(value, dict) and set(value) == {"start", "stop", "step"}:
+        return slice(value["start"], value["stop"], value["step"])
+    if isinstance(value, list | tuple):
+        return type(value)(_slices(item) for item in value)
+    return value
 
 
 def _split_states(args: Any, kwargs: Any, constants: int) -> tuple[Any, Any]:

@@ -110,6 +110,15 @@ class KerasOperation(tf_keras.layers.Layer):  # type: ignore[misc]
             "frozen": self._frozen(),
         }
 
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        """The layer of a configuration."""
+        return cls(**config)
+
+    def _name_scope(self) -> str:
+        # Keras 3 takes any name, TensorFlow's scopes do not.
+        return re.sub(r"^[^A-Za-z0-9.]|[^A-Za-z0-9_.>-]", ".", self.name)
+
     def _frozen(self) -> list[int]:
         box = self._box
         if not (box.adopted and box.is_layer and self.trainable):
@@ -124,7 +133,7 @@ class KerasOperation(tf_keras.layers.Layer):  # type: ignore[misc]
         for name, variable in _named_variables(self.operation):
             if isinstance(variable.value, tf.Variable):
                 # The slash at the end: this name, wherever in other scopes that happens.
-                with tf.init_scope(), tf.name_scope(f"{self.name}/"):
+                with tf.init_scope(), tf.name_scope(f"{self._name_scope()}/"):
                     fresh = tf.Variable(
                         variable.value,
                         trainable=variable.trainable,
@@ -261,4 +270,3 @@ def _as_bool(training: Any) -> Any:
     if tf.is_tensor(training):
         return training
     return bool(training)
-

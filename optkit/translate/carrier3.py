@@ -85,19 +85,121 @@ _NAMESPACES = (
     "strings",
 )
 _FUNCTIONS = frozenset(
-    """
-    abs acos acosh add add_n argmax argmin argsort asin asinh atan atan2 atanh batch_to_space
-    bitcast boolean_mask broadcast_to cast clip_by_norm clip_by_value complex concat
-    convert_to_tensor cos cosh cumsum depth_to_space divide einsum ensure_shape equal exp
-    expand_dims extract_volume_patches eye fill floor gather gather_nd greater greater_equal
-    identity is_nan less less_equal linspace logical_and logical_not logical_or logical_xor matmul
-    maximum meshgrid minimum multiply negative norm not_equal one_hot ones ones_like pad pow range
-    rank realdiv reduce_all reduce_any reduce_logsumexp reduce_max reduce_mean reduce_min
-    reduce_prod reduce_sum repeat reshape reverse reverse_sequence roll round saturate_cast
-    scatter_nd searchsorted sequence_mask shape sigmoid sign sin sinh size slice sort
-    space_to_batch space_to_depth split sqrt square squeeze stack stop_gradient strided_slice
-    subtract tan tanh tensordot tile transpose truediv unique unstack where zeros zeros_like
-    """.split()
+    [
+        "abs",
+        "acos",
+        "acosh",
+        "add",
+        "add_n",
+        "argmax",
+        "argmin",
+        "argsort",
+        "asin",
+        "asinh",
+        "atan",
+        "atan2",
+        "atanh",
+        "batch_to_space",
+        "bitcast",
+        "boolean_mask",
+        "broadcast_to",
+        "cast",
+        "clip_by_norm",
+        "clip_by_value",
+        "complex",
+        "concat",
+        "convert_to_tensor",
+        "cos",
+        "cosh",
+        "cumsum",
+        "depth_to_space",
+        "divide",
+        "einsum",
+        "ensure_shape",
+        "equal",
+        "exp",
+        "expand_dims",
+        "extract_volume_patches",
+        "eye",
+        "fill",
+        "floor",
+        "gather",
+        "gather_nd",
+        "greater",
+        "greater_equal",
+        "identity",
+        "is_nan",
+        "less",
+        "less_equal",
+        "linspace",
+        "logical_and",
+        "logical_not",
+        "logical_or",
+        "logical_xor",
+        "matmul",
+        "maximum",
+        "meshgrid",
+        "minimum",
+        "multiply",
+        "negative",
+        "norm",
+        "not_equal",
+        "one_hot",
+        "ones",
+        "ones_like",
+        "pad",
+        "pow",
+        "range",
+        "rank",
+        "realdiv",
+        "reduce_all",
+        "reduce_any",
+        "reduce_logsumexp",
+        "reduce_max",
+        "reduce_mean",
+        "reduce_min",
+        "reduce_prod",
+        "reduce_sum",
+        "repeat",
+        "reshape",
+        "reverse",
+        "reverse_sequence",
+        "roll",
+        "round",
+        "saturate_cast",
+        "scatter_nd",
+        "searchsorted",
+        "sequence_mask",
+        "shape",
+        "sigmoid",
+        "sign",
+        "sin",
+        "sinh",
+        "size",
+        "slice",
+        "sort",
+        "space_to_batch",
+        "space_to_depth",
+        "split",
+        "sqrt",
+        "square",
+        "squeeze",
+        "stack",
+        "stop_gradient",
+        "strided_slice",
+        "subtract",
+        "tan",
+        "tanh",
+        "tensordot",
+        "tile",
+        "transpose",
+        "truediv",
+        "unique",
+        "unstack",
+        "where",
+        "zeros",
+        "zeros_like",
+    ]
 )
 
 
@@ -128,6 +230,13 @@ def _operator(leaf: str) -> Any:
     if found is None:
         raise ModelError(f"TensorFlow {tf.__version__} has no operator {leaf!r}.")
     return found
+
+
+def _with_policy(config: dict[str, Any]) -> dict[str, Any]:
+    policy = config.get("dtype")
+    if isinstance(policy, dict):
+        return {**config, "dtype": keras.dtype_policies.deserialize(policy)}
+    return config
 
 
 @keras.saving.register_keras_serializable(package="optkit")
@@ -176,6 +285,11 @@ class TfKerasLayer(keras.layers.Layer):  # type: ignore[misc]
             "forms": self.forms,
         }
 
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        """The layer of a configuration."""
+        return cls(**_with_policy(config))
+
     def build(self, *_: Any) -> None:
         """Nothing: what is carried is built at its first call."""
 
@@ -184,7 +298,10 @@ class TfKerasLayer(keras.layers.Layer):  # type: ignore[misc]
         if not self.layer.built or not self.layer._inbound_nodes:
             with tf.init_scope():
                 specs = [
-                    tf_keras().Input(batch_shape=tuple(t.shape), dtype=t.dtype.name if hasattr(t.dtype, "name") else t.dtype)
+                    tf_keras().Input(
+                        batch_shape=tuple(t.shape),
+                        dtype=t.dtype.name if hasattr(t.dtype, "name") else t.dtype,
+                    )
                     for t in tensors
                 ]
                 args, kwargs = fill(self.forms[form], specs)
@@ -223,7 +340,9 @@ class TfKerasLayer(keras.layers.Layer):  # type: ignore[misc]
         tensors = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
         self._settle(tensors, form)
         specs = [
-            tf_keras().Input(batch_shape=tuple(t.shape), dtype=keras.backend.standardize_dtype(t.dtype))
+            tf_keras().Input(
+                batch_shape=tuple(t.shape), dtype=keras.backend.standardize_dtype(t.dtype)
+            )
             for t in tensors
         ]
         args, kwargs = fill(self.forms[form], specs)

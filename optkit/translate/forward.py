@@ -20,6 +20,14 @@ __all__ = ["Forward"]
 
 
 _SCOPE_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.>-]*")
+_OTHER_NAME = (
+    "TensorFlow takes names that start with a letter or digit and go on with letters, digits and "
+    "`_.-`; rename it (`layer.name = …`)"
+)
+
+
+def _needs_other_name(operation: Any) -> bool:
+    return _SCOPE_NAME.fullmatch(operation.name) is None
 
 
 class _NotNativeError(Exception):
@@ -78,6 +86,8 @@ class Forward:
         for group in calls.values():
             operation = group[0].operation
             if id(operation) in self._done or _is_input(operation):
+                if _needs_other_name(operation):
+                    self._problem(place, operation, _OTHER_NAME)
                 if _is_input(operation) and getattr(operation, "optional", False):
                     self._problem(
                         place,
@@ -86,15 +96,9 @@ class Forward:
                         "tensor that it takes",
                     )
                 continue
-            if not _SCOPE_NAME.fullmatch(operation.name):
-                self._problem(
-                    place,
-                    operation,
-                    "TensorFlow takes names of letters, digits and `_.-` alone; rename it "
-                    "(`layer.name = …`)",
-                )
-                continue
-            self.operation(operation, group, place)
+            result = self.operation(operation, group, place)
+            if _needs_other_name(operation) and type(result).__name__ != "KerasOperation":
+                self._problem(place, operation, _OTHER_NAME)
 
     def _problem(self, place: str, operation: Any, reason: str) -> None:
         self.problems.append(f"{place}{operation.name} ({type(operation).__name__}): {reason}")
@@ -319,13 +323,15 @@ class Forward:
         def value_of(tensor: Any) -> Any:
             if id(tensor) not in values:
                 history = tensor._keras_history
-                self._call_node(history.operation._inbound_nodes[history.node_index], value_of, values)
+                self._call_node(
+                    history.operation._inbound_nodes[history.node_index], value_of, values
+                )
             return values[id(tensor)]
 
         for node in nodes:
             if not node.is_input and any(id(tensor) not in values for tensor in node.outputs):
                 self._call_node(pending[id(node)], value_of, values)
-        outputs = _map(graph._outputs_struct, lambda tensor: value_of(tensor))
+        outputs = _map(graph._outputs_struct, value_of)
         result = legacy.Model(inputs, outputs, name=model.name)
         self._settle_weights()
         _flag(model, result)
@@ -345,8 +351,10 @@ class Forward:
         elif _is_carrier3(operation):
             tensors = [value_of(tensor) for tensor in node.input_tensors]
             number = node.arguments.kwargs.get("form", 0)
-            args, kwargs = fill(operation.forms[number], tensors)
-            result = layer(*args, **kwargs)
+            filled, kwargs = fill(operation.forms[number], tensors)
+            if type(layer).__name__ == "SlicingOpLambda":
+                filled = [_without_slices(value) for value in filled]
+            result = layer(*filled, **kwargs)
         else:
             args, kwargs = _call(node)
             swap = lambda item: value_of(item) if _is_symbolic(item) else item  # noqa: E731
@@ -427,6 +435,15 @@ def _is_carrier3(layer: Any) -> bool:
     return type(layer).__module__ == "optkit.translate.carrier3"
 
 
+def _without_slices(value: Any) -> Any:
+    """A slice as tf_keras notes it in a graph: as a dict, which JSON can hold."""
+    if isinstance(value, slice):
+        return {"start": value.start, "stop": value.stop, "step": value.step}
+    if isinstance(value, list | tuple):
+        return type(value)(_without_slices(item) for item in value)
+    return value
+
+
 def _is_cell(layer: Any) -> bool:
     return hasattr(layer, "state_size") and not isinstance(layer, keras3().layers.RNN)
 
@@ -467,7 +484,7 @@ def _implied_masks(args: Any, kwargs: dict[str, Any], parameters: Any) -> dict[s
     names = list(parameters)
     tensors = dict(zip(names, args, strict=False))
     tensors.update({key: value for key, value in kwargs.items() if not key.endswith("mask")})
-    implied = {}
+    implied: dict[str, Any] = {}
     for key, value in tensors.items():
         if not any(_is_symbolic(item) for item in _leaves(value)):
             continue

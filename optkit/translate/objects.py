@@ -18,6 +18,8 @@ from optkit.translate.native import policy_name
 
 __all__ = ["convert_object", "is_keras3", "is_tf_keras", "resolve_name"]
 
+_Layers = Callable[[Any], Any]
+
 #: Kinds of objects, with the module that holds them, under the same name in both libraries.
 _KINDS = (
     ("Loss", "losses"),
@@ -79,7 +81,7 @@ def convert_object(value: Any, *, forward: bool, layer: Callable[[Any], Any]) ->
     source, target = _libraries(forward)
     # Before layers: a metric of tf_keras is one.
     if isinstance(value, source.metrics.Metric):
-        return _counterpart("Metric", target.metrics, source.metrics, value, forward, layer)
+        return _counterpart("Metric", "metrics", value, forward=forward, layer=layer)
     if isinstance(value, source.layers.Layer):
         return layer(value)
     name = policy_name(value)
@@ -95,7 +97,7 @@ def convert_object(value: Any, *, forward: bool, layer: Callable[[Any], Any]) ->
         if base is not None and isinstance(value, base):
             if kind == "Callback":
                 return _carried(kind, value, forward)
-            return _counterpart(kind, _module(target, module), home, value, forward, layer)
+            return _counterpart(kind, module, value, forward=forward, layer=layer)
     return value
 
 
@@ -121,15 +123,14 @@ def _is_optimizer(value: Any) -> bool:
     )
 
 
-def _counterpart(
-    kind: str, target: Any, home: Any, value: Any, forward: bool, layer: Callable[[Any], Any]
-) -> Any:
+def _counterpart(kind: str, module: str, value: Any, *, forward: bool, layer: _Layers) -> Any:
+    home, target = (_module(library, module) for library in _libraries(forward))
     if _is_carrier(value):
         return value.carried  # it came from there
     name = type(value).__name__
     other = getattr(target, name, None)
     of_library = getattr(home, name, None) is type(value)
-    if not of_library or other is None or name in _UNEQUAL:
+    if not of_library or other is None:
         return _carried(kind, value, forward)
     config = {**value.get_config(), **getattr(value, "_fn_kwargs", {})}  # the former lacks some
     names, defaults = _accepted(other), inspect.signature(type(value)).parameters
@@ -160,8 +161,6 @@ def _counterpart(
     return other(**arguments)
 
 
-#: Same name, other meaning.
-_UNEQUAL: frozenset[str] = frozenset()
 _REDUCTIONS = ("sum_over_batch_size", "sum", "none", None)
 
 
@@ -211,10 +210,14 @@ def resolve_name(kind: str, name: str, *, forward: bool) -> Any:
         other = getattr(target, kind).get(name)
     except (ValueError, TypeError):
         other = None
-    known = getattr(other, "__name__", type(other).__name__)
-    if other is not None and known == getattr(found, "__name__", type(found).__name__):
+    if other is not None and _plain(other) == _plain(found):
         return name
     return convert_object(found, forward=forward, layer=_no_layer)
+
+
+def _plain(found: Any) -> str:
+    """What a function or an object of a class is called, the spelling of functions or classes aside."""
+    return str(getattr(found, "__name__", type(found).__name__)).replace("_", "").lower()
 
 
 def _no_layer(value: Any) -> Any:

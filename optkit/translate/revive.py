@@ -33,14 +33,14 @@ def serialized(value: Any) -> Any:
 def _repaired(stored: Any) -> Any:
     """With what Keras writes but cannot read put right.
 
-    Left out is how the layers were built: they are built by their first call, when dtypes are known
-    too, and a layer that has no `build()` would be marked as built without its weights.
+    Left out is how layers of the user's own were built: they are built by their first call, as one
+    that has no `build()` would be marked as built without its weights.
     """
     if isinstance(stored, list | tuple):
         return type(stored)(_repaired(item) for item in stored)
     if not isinstance(stored, dict):
         return stored
-    built = "class_name" in stored and "build_config" in stored
+    built = "build_config" in stored and not _of_keras(str(stored.get("module") or "?"))
     stored = {
         key: _repaired(item)
         for key, item in stored.items()

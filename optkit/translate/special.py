@@ -82,18 +82,29 @@ def check(layer: Any, nodes: list[Any], *, forward: bool, refuse: type[Exception
     name = type(layer).__name__
     if name in _PASS_MASKS_IN_ONE and any(_masks(node) for node in nodes):
         raise refuse
+    if name == "Resizing" and any(_whole_numbers(node) for node in nodes):
+        raise refuse  # tf_keras gives floats
     if name == "Softmax" and any(_masks(node) for node in nodes):
         raise refuse
     if name == "MultiHeadAttention" and layer._dropout > 0 and any(_masks(n) for n in nodes):
         raise refuse
 
 
+def _arguments(node: Any) -> tuple[Any, Any]:
+    if hasattr(node, "arguments"):
+        return node.arguments.args, node.arguments.kwargs
+    return node.call_args, node.call_kwargs
+
+
+def _whole_numbers(node: Any) -> bool:
+    """Whether a call gets tensors of whole numbers."""
+    dtypes = [str(getattr(tensor, "dtype", "")) for tensor in _flat(list(_arguments(node)[0]))]
+    return any("int" in dtype for dtype in dtypes)
+
+
 def _masks(node: Any) -> bool:
     """Whether a call has a mask, given or implied."""
-    if hasattr(node, "arguments"):
-        args, kwargs = node.arguments.args, node.arguments.kwargs
-    else:
-        args, kwargs = node.call_args, node.call_kwargs
+    args, kwargs = _arguments(node)
     given = any(
         key.endswith("mask") and key != "use_causal_mask" and kwargs[key] is not None
         for key in kwargs

@@ -11,9 +11,7 @@ from optkit.errors import ModelError
 __all__ = ["children", "copy_flags", "copy_weights", "ordered", "own_variables", "parts"]
 
 
-def copy_weights(
-    source: Any, target: Any, translate: Any = None, *, models: bool = True
-) -> None:
+def copy_weights(source: Any, target: Any, translate: Any = None, *, models: bool = True) -> None:
     """Copies the weights of a built layer to its built translation.
 
     Args:
