@@ -17,7 +17,7 @@ from benchmarks import common
 
 sys.path.insert(0, str(common.ROOT / "tests"))
 
-from matrix import KINDS, LIBRARIES, PASSES, cell, expected  # noqa: E402
+from matrix import KINDS, LIBRARIES, PASSES, cell, expected
 
 PAGE = common.ROOT / "docs" / "matrix.md"
 

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from optkit.artifact import Artifact, KerasArtifact, TFLiteArtifact
+from optkit.artifact import Artifact, KerasArtifact, SavedModelArtifact, TFLiteArtifact
 from optkit.models import is_compiled
 
 __all__ = [
@@ -522,7 +522,9 @@ class _Walk:
         if isinstance(artifact, KerasArtifact):
             return _digest("keras", self.model(artifact.treated().model))
         if isinstance(artifact, TFLiteArtifact):
-            return _digest("tflite", artifact.content)
+            return _digest("tflite", artifact.content, artifact.front_content or b"")
+        if isinstance(artifact, SavedModelArtifact):
+            return _digest("saved model", artifact.content)
         raise Unfingerprintable(f"an artifact of the class {type(artifact).__qualname__}")
 
     # Everything else

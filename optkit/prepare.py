@@ -88,7 +88,7 @@ def prepare(
     model, described = admitted.model, admitted.signature
     if model is None:
         _require_converting(steps, admitted)
-    bound = data.bind(described, () if model is None else one_hot_outputs(model, loss))
+    bound = data.bind(described, frozenset() if model is None else one_hot_outputs(model, loss))
     needs = {split for _, _, item in steps for split in item.needs}
     if "train" in needs and bound.train is None:
         wanting = ", ".join(name for _, name, item in steps if "train" in item.needs)

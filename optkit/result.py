@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,16 @@ class Result:
         """
         folder = Path(directory)
         for suffix in (KerasArtifact.suffix, TFLiteArtifact.suffix):
-            for name in (f"artifact{suffix}", f"stages/[0-9][0-9]-*{suffix}"):
+            for name in (
+                f"artifact{suffix}",
+                f"artifact.*{suffix}",
+                f"stages/[0-9][0-9]-*{suffix}",
+            ):
                 for old in folder.glob(name):
                     old.unlink()  # of an earlier result, which had other stages
+        for old in (folder / "artifact", *folder.glob("stages/[0-9][0-9]-*")):
+            if (old / "saved_model.pb").is_file():
+                shutil.rmtree(old)
         self.artifact.save(folder / f"artifact{self.artifact.suffix}")
         for number, (name, stage) in enumerate(self.stages.items(), 1):
             stage.save(folder / "stages" / f"{number:02d}-{name}{stage.suffix}")

@@ -7,6 +7,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from optkit.errors import PipelineError
+from optkit.safety import find_unsafe
 
 __all__ = ["from_plain", "readable", "to_plain"]
 
@@ -90,29 +91,10 @@ def from_plain(name: str, value: Any) -> Any:
 
     keras = runtime.tf_keras() if tag == "keras" else runtime.keras()
     stored = value["value"]
-    _refuse_foreign(name, stored, keras)
+    library: Any = _KERAS[tag]
+    if unsafe := find_unsafe(stored, library=library):
+        raise PipelineError(f"`{name}` cannot be read: {unsafe[0].what}. {unsafe[0].remedy}")
     return keras.saving.deserialize_keras_object(stored, safe_mode=True)
-
-
-def _refuse_foreign(name: str, stored: Any, keras: Any) -> None:
-    """Keras would import any module that a config names; only its own and registered ones pass."""
-    if isinstance(stored, list):
-        for item in stored:
-            _refuse_foreign(name, item, keras)
-    if not isinstance(stored, dict):
-        return
-    if "class_name" in stored:
-        registered = stored.get("registered_name")
-        known = registered and keras.saving.get_registered_object(registered) is not None
-        module = str(stored.get("module") or "").partition(".")[0]
-        if not known and module not in ("tf_keras", "keras", "builtins"):
-            raise PipelineError(
-                f"`{name}` is stored as {stored['class_name']!r} of module "
-                f"{stored.get('module')!r}, which is not registered here. Import the module that "
-                f"registers it with `{keras.__name__}.saving.register_keras_serializable` first."
-            )
-    for item in stored.values():
-        _refuse_foreign(name, item, keras)
 
 
 def readable(value: Any) -> Any:

@@ -28,12 +28,12 @@ import numpy as np
 
 from optkit import _validate
 from optkit.artifact import Artifact, KerasArtifact, TFLiteArtifact, TreatedArtifact
+from optkit.artifact.reading import Terms, read_keras_archive
 from optkit.constraint import Constraint, constraints_from_arrays, constraints_to_arrays
 from optkit.errors import ModelError, OptkitError, PipelineError
 from optkit.fingerprint import Unfingerprintable, fingerprint
 from optkit.measuring import Measurement
 from optkit.report import Report
-from optkit.runtime import tf_keras
 
 __all__ = ["HistoryEntry", "Run", "Stage", "StoredStage", "Workdir", "stage_key", "unique_key"]
 
@@ -691,7 +691,7 @@ def _write_artifact(folder: Path, artifact: Artifact) -> dict[str, Any]:
         }
         artifact = KerasArtifact(model)
     elif not isinstance(artifact, TFLiteArtifact):
-        raise OptkitError(f"optkit does not read {artifact.suffix} files back.")
+        raise OptkitError(f"optkit does not read {artifact.kind} artifacts back.")
     artifact.save(folder / f"artifact{artifact.suffix}")
     return described
 
@@ -705,11 +705,10 @@ def _read_artifact(
         Exception: Whatever Keras raises, or `ModelError` if the model is not what was written.
     """
     if facts["kind"] == TFLiteArtifact.kind:
-        return TFLiteArtifact((folder / f"artifact{TFLiteArtifact.suffix}").read_bytes())
-    model = tf_keras().models.load_model(
+        return TFLiteArtifact.read(folder / f"artifact{TFLiteArtifact.suffix}")
+    model = read_keras_archive(
         folder / f"artifact{KerasArtifact.suffix}",
-        compile=False,
-        custom_objects=dict(custom_objects or {}),
+        Terms(compile=False, custom_objects=custom_objects),
     )
     described = facts["artifact"]
     if _layers(model) != described["layers"]:

@@ -251,7 +251,7 @@ def test_what_cannot_be_kept_is_said_and_leaves_nothing(tmp_path):
     with Workdir(tmp_path) as workdir:
         said = workdir.put(KEY, "Odd", Odd(), {}, {}, "")
         assert said == (
-            "workdir: the stage Odd cannot be kept: optkit does not read .odd files back."
+            "workdir: the stage Odd cannot be kept: optkit does not read odd artifacts back."
         )
         assert list((tmp_path / "stages").iterdir()) == []
         put_figures(workdir, KEY)

@@ -20,7 +20,7 @@ from optkit.models import Signature, clone, is_compiled, signature
 from optkit.runtime import keras, tensorflow, tf_keras
 from optkit.translate import is_keras3, to_keras3, to_tf_keras
 
-__all__ = ["KerasArtifact", "TreatedArtifact", "inference_function"]
+__all__ = ["KerasArtifact", "TreatedArtifact", "from_file", "inference_function"]
 
 
 class KerasArtifact(GraphArtifact):
@@ -114,7 +114,7 @@ class KerasArtifact(GraphArtifact):
         with tempfile.TemporaryDirectory(prefix="optkit-") as folder:
             path = Path(folder) / f"model{self.suffix}"
             self._write(path)
-            return _from_file, (path.read_bytes(), is_keras3(self._given))
+            return from_file, (path.read_bytes(), is_keras3(self._given))
 
     def _write(self, path: Path) -> None:
         # A compiled model would take its optimizer's state, twice the size of the weights, along.
@@ -215,7 +215,7 @@ def _describe(layer: Any, name: str, counted: set[int]) -> Layer:
     )
 
 
-def _from_file(content: bytes, keras3: bool) -> KerasArtifact:
+def from_file(content: bytes, keras3: bool) -> KerasArtifact:
     """The artifact whose file has this content."""
     with tempfile.TemporaryDirectory(prefix="optkit-") as folder:
         path = Path(folder) / f"model{KerasArtifact.suffix}"

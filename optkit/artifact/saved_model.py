@@ -88,7 +88,12 @@ class SavedModelArtifact(GraphArtifact):
             raise
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _from_tar, (_tar(self._folder), self._name, self._trust)
+        return _from_tar, (self.content, self._name, self._trust)
+
+    @property
+    def content(self) -> bytes:
+        """The folder as the bytes of a tar archive, equal for equal contents."""
+        return _tar(self._folder)
 
     @functools.cached_property
     def signature(self) -> Signature:
@@ -269,7 +274,7 @@ class SavedModelArtifact(GraphArtifact):
     @functools.cached_property
     def _sizes(self) -> tuple[int, int]:
         size = sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file())
-        return size, len(gzip.compress(_tar(self._folder), _COMPRESSION, mtime=0))
+        return size, len(gzip.compress(self.content, _COMPRESSION, mtime=0))
 
 
 def _layer(name: str, values: list[Any]) -> Layer:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from optkit.artifact.base import Artifact, Layer, batches_of, named_inputs, write_atomically
-from optkit.artifact.keras import KerasArtifact
-from optkit.artifact.keras import _from_file as from_file
+from optkit.artifact.keras import KerasArtifact, from_file
+from optkit.artifact.reading import Terms, read_keras_archive
 from optkit.errors import DataError, ModelError
 from optkit.models import signature
 from optkit.runtime import tensorflow
@@ -184,6 +184,7 @@ class TFLiteArtifact(Artifact):
                 f"{beside.name!r} does not belong to {target.name!r}: it is not the one that was "
                 "saved with it. Save the artifact again."
             )
+        read_keras_archive(beside, Terms(compile=False))  # refuses what would run something
         return cls(artifact.content, front=content)
 
     @functools.cached_property
