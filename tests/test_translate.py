@@ -431,6 +431,46 @@ def test_a_keras_3_file_of_carried_functions_and_layers_is_read_back(tmp_path):
     assert_close(outputs(translated, x), outputs(back, x))
 
 
+class _Normed(tf_keras.layers.Layer):
+    def __init__(self, units=3, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.dense = tf_keras.layers.Dense(units)
+        self.norm = tf_keras.layers.BatchNormalization(momentum=0.5)
+
+    def call(self, x, training=None):
+        return self.norm(self.dense(x), training=training)
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+def test_a_tf_keras_layer_of_ones_own_is_carried_with_all_that_it_does(tmp_path):
+    inputs = tf_keras.Input((4,))
+    model = tf_keras.Model(inputs, _Normed(name="own")(inputs))
+    model.get_layer("own").dense.trainable = False
+    x = RNG.normal(size=(8, 4)).astype("float32")
+    translated = to_keras3(model)
+    assert_close(outputs(model, x), outputs(translated, x))
+    assert len(translated.trainable_weights) == len(model.trainable_weights) == 2
+    translated.compile("sgd", "mse")
+    before = {v.path: v.numpy() for v in translated.weights}
+    translated.fit(x, np.ones((8, 3)), verbose=0)
+    moved = {v.path for v in translated.weights if (v.numpy() != before[v.path]).any()}
+    assert moved == {"own/gamma", "own/beta", "own/moving_mean", "own/moving_variance"}
+    translated.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras", compile=False)
+    assert_close(outputs(translated, x), outputs(again, x))
+    assert len(again.trainable_weights) == 2
+    again.trainable = False
+    again.trainable = True
+    assert len(again.trainable_weights) == 4
+    back = to_tf_keras(translated)
+    assert type(back.get_layer("own")) is _Normed
+    assert len(back.trainable_weights) == 2
+    assert_close(outputs(translated, x), outputs(back, x))
+
+
 def test_names_with_slashes_are_written_as_keras_3_takes_them():
     model = tf_keras.Sequential(
         [tf_keras.Input((3,), name="in"), tf_keras.layers.Dense(2, name="block/dense")]

@@ -238,9 +238,16 @@ class Backward:
         forms = self._forms(layer, nodes, place)
         if forms is None:
             return None
-        symbol = (
-            "__operators__.getitem" if type(layer).__name__ == "SlicingOpLambda" else layer.symbol
-        )
+        slicing = type(layer).__name__ == "SlicingOpLambda"
+        symbol = "__operators__.getitem" if slicing else getattr(layer, "symbol", None)
+        if symbol is None:
+            self._problem(
+                place,
+                layer,
+                "it is a method or property of a tensor; use a function of TensorFlow, or put it "
+                "into a layer of your own",
+            )
+            return None
         try:
             return TensorFlowFunction(symbol, forms, name=_plain_name(layer.name))
         except ModelError as error:

@@ -12,6 +12,7 @@ from optkit.errors import ModelError
 from optkit.runtime import tf_keras
 from optkit.translate.forms import fill
 from optkit.translate.revive import revive_tf_keras, serialized_tf_keras
+from optkit.translate.weights import ordered, parts
 
 __all__ = ["TensorFlowFunction", "TfKerasLayer"]
 
@@ -248,11 +249,16 @@ class TfKerasLayer(keras.layers.Layer):  # type: ignore[misc]
     Args:
         layer: The tf_keras layer, or its serialized form.
         forms: How it is called, one form for each way (see `optkit.translate.forms`).
+        frozen: Which of the layers inside it are not trained while the others are, by number.
         **kwargs: As for every layer.
     """
 
     def __init__(
-        self, layer: Any, forms: list[dict[str, Any]] | None = None, **kwargs: Any
+        self,
+        layer: Any,
+        forms: list[dict[str, Any]] | None = None,
+        frozen: list[int] | None = None,
+        **kwargs: Any,
     ) -> None:
         if isinstance(layer, dict):
             layer = revive_tf_keras(layer)
@@ -261,6 +267,7 @@ class TfKerasLayer(keras.layers.Layer):  # type: ignore[misc]
         super().__init__(**kwargs)
         self._box = _Plain(layer)
         self._plain_forms = _Plain(list(forms or [_ONE_TENSOR]))
+        self._frozen = _Plain(list(frozen or ()))
         self._adopted = False
         self.supports_masking = True
         parameters = inspect.signature(layer.call).parameters
@@ -283,7 +290,13 @@ class TfKerasLayer(keras.layers.Layer):  # type: ignore[misc]
             **super().get_config(),
             "layer": serialized_tf_keras(self.layer),
             "forms": self.forms,
+            "frozen": self._frozen_parts(),
         }
+
+    def _frozen_parts(self) -> list[int]:
+        if not (self._adopted and self.trainable):
+            return list(self._frozen.value)
+        return [n for n, part in enumerate(parts(self.layer)) if not part.trainable]
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
@@ -314,20 +327,55 @@ class TfKerasLayer(keras.layers.Layer):  # type: ignore[misc]
         locked = self._tracker.locked
         if locked:  # the first call comes after `build`, which knows no dtypes
             self._tracker.unlock()
-        own = [*self.layer.trainable_weights]
-        trained = {id(variable) for variable in own}
-        for variable in self.layer.weights:
-            leaf = variable.name.partition(":")[0].rpartition("/")[2]
+        inside = parts(self.layer)
+        learned = {id(variable) for part in inside for variable in part._trainable_weights}
+        for variable in ordered(self.layer):
             wrapped = keras.Variable(
                 variable,
-                trainable=id(variable) in trained or not self.layer.trainable,
+                trainable=id(variable) in learned,
                 dtype=variable.dtype.name,
-                name=leaf,
+                name=variable.name.partition(":")[0].rpartition("/")[2],
             )
             self._track_variable(wrapped)
         if locked:
             self._tracker.lock()
         self._adopted = True
+        if self.trainable:
+            for number in self._frozen.value:
+                if inside[number].trainable:
+                    inside[number].trainable = False
+        self.follow_flags()
+
+    def follow_flags(self) -> None:
+        """Trains what the layer inside would train: parts of it may be frozen by themselves."""
+        trained = {id(variable) for variable in self.layer.trainable_weights}
+        for wrapped in self._trainable_variables:
+            wrapped.trainable = id(wrapped.value) in trained
+
+    @property
+    def trainable(self) -> bool:
+        """Whether its weights are trained."""
+        return bool(self._trainable)
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        keras.layers.Layer.trainable.fset(self, value)
+        box = getattr(self, "_box", None)  # set by the base class before there is one
+        if box is not None:
+            # Set again, as copying does, it must not touch what inside is frozen by itself.
+            if box.value.trainable != value:
+                box.value.trainable = value
+            self.follow_flags()
+
+    def save_own_variables(self, store: Any) -> None:
+        """Writes the variables in an order that does not depend on what is frozen."""
+        for number, variable in enumerate(ordered(self.layer)):
+            store[str(number)] = variable.numpy()
+
+    def load_own_variables(self, store: Any) -> None:
+        """Reads what `save_own_variables` wrote."""
+        for number, variable in enumerate(ordered(self.layer)):
+            variable.assign(store[str(number)][()])
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         """The mask that the layer hands on, if it does."""

@@ -318,8 +318,6 @@ class Forward:
         values: dict[int, Any] = {}
         inputs = _map(graph._inputs_struct, lambda tensor: _input(tensor, legacy, values))
 
-        pending = {id(node): node for node in nodes}
-
         def value_of(tensor: Any) -> Any:
             if id(tensor) not in values:
                 history = tensor._keras_history
@@ -330,7 +328,7 @@ class Forward:
 
         for node in nodes:
             if not node.is_input and any(id(tensor) not in values for tensor in node.outputs):
-                self._call_node(pending[id(node)], value_of, values)
+                self._call_node(node, value_of, values)
         outputs = _map(graph._outputs_struct, value_of)
         result = legacy.Model(inputs, outputs, name=model.name)
         self._settle_weights()

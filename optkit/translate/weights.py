@@ -121,3 +121,5 @@ def copy_flags(source: Any, target: Any, *, models: bool = True) -> None:
     for old, new in zip(inside, others, strict=True):
         if new.trainable != old.trainable:  # setting it goes down to all inside
             new.trainable = old.trainable
+    if hasattr(target, "follow_flags"):
+        target.follow_flags()
