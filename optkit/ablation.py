@@ -155,7 +155,7 @@ class _Outcome:
 class _Runs:
     """The runs of an ablation, each made once."""
 
-    def __init__(  # noqa: PLR0917
+    def __init__(
         self,
         prepared: Prepared,
         meter: Meter,

@@ -117,9 +117,11 @@ def _as_graph(model: Any, data: Data | None) -> tuple[Any, tuple[str, ...]]:
     if is_wired(model):
         return model, ()
     try:
-        return to_functional(model, example), (
-            f"model: {type(model).__name__} is subclassed; its layers were wired into a functional "
-            "model, which gave the same on samples in both modes",
-        )
+        graph = to_functional(model, example)
     except NotTraceableError as error:
         return opaque(model, example), (f"model: treated as a whole. {error}",)
+    note = (
+        f"model: {type(model).__name__} is subclassed; its layers were wired into a functional "
+        "model, which gave the same on samples in both modes"
+    )
+    return graph, (note,)
