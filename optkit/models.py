@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from optkit.errors import ModelError
 from optkit.runtime import tensorflow, tf_keras
@@ -23,6 +25,7 @@ __all__ = [
     "compile_like",
     "compiled_loss_weights",
     "compiled_metrics",
+    "copy_learned_state",
     "copy_state",
     "final_activation",
     "flat_copy",
@@ -35,6 +38,7 @@ __all__ = [
     "nested_models",
     "output_names",
     "recurrent_layers",
+    "rewire",
     "signature",
     "sublayers",
     "variables_by_path",
@@ -358,6 +362,8 @@ def clone(model: Any, replace: Any = None, *, inputs: Any = None) -> Any:
                 fresh = type(layer).from_config(layer.get_config())
             else:
                 fresh = replace(layer)
+            if replace is None:
+                fresh._name = layer.name  # which the configuration of some layers does not say
             copied[id(layer)] = fresh
         return copied[id(layer)]
 
@@ -395,26 +401,29 @@ def copy_state(source: Any, target: Any) -> None:
     for kept, fresh in zip(*held, strict=True):
         fresh.assign(kept)
     for old, new in zip(sublayers(source), sublayers(target), strict=True):
-        _copy_learned_state(old, new)
+        new._name = old.name  # layers that a layer makes for itself are numbered anew in each
+        copy_learned_state(old, new)
 
 
-def _copy_learned_state(old: Any, new: Any) -> None:
-    """Brings over what a preprocessing layer has learned and keeps outside of its weights."""
-    layers = tf_keras().layers
-    if isinstance(old, layers.TextVectorization):
-        return  # a lookup layer within holds it
-    if isinstance(old, layers.Discretization):
-        if new.bin_boundaries is None:
+def copy_learned_state(old: Any, new: Any) -> None:
+    """Brings over what a preprocessing layer has learned and keeps outside of its weights.
+
+    Of either Keras.
+    """
+    if hasattr(old, "_lookup_layer"):  # TextVectorization
+        copy_learned_state(old._lookup_layer, new._lookup_layer)
+    elif hasattr(old, "bin_boundaries"):  # Discretization
+        if not len(new.bin_boundaries or ()):
             new.bin_boundaries = old.bin_boundaries
     elif hasattr(old, "set_vocabulary"):  # lookups, whose base class Keras does not export
         if not new.input_vocabulary and old.vocabulary_size() > new.vocabulary_size():
             words = old.get_vocabulary(include_special_tokens=False)
-            weights = old.idf_weights.numpy() if old.output_mode == "tf_idf" else None
+            weights = np.asarray(old.idf_weights) if old.output_mode == "tf_idf" else None
             # Those of the words alone; the first are for words that are in no vocabulary.
             own = None if weights is None else weights[-len(words) :]
             new.set_vocabulary(words, idf_weights=own)
-    elif hasattr(old, "finalize_state"):  # Normalization keeps tensors made from its weights
-        new.finalize_state()
+    elif hasattr(old, "finalize_state") and old.built:
+        new.finalize_state()  # Normalization keeps tensors made from its weights
 
 
 def _pairs(old: Any, new: Any) -> Iterator[tuple[Any, Any]]:
@@ -444,36 +453,55 @@ def flat_copy(model: Any, inputs: Any) -> Any:
     copied = clone(model)
     _rename_equals(copied)
 
-    def apply(part: Any, tensors: Sequence[Any], training: Any = None) -> list[Any]:
-        uses = part._tensor_usage_count
-        # Keras takes a tensor from its list each time a layer uses it; the output is one more use.
-        values: dict[str, list[Any]] = {}
+    def opened(layer: Any, arguments: Any, keywords: Any) -> Any:
+        if not is_graph(layer):
+            return layer(*arguments, **keywords)
+        tensors = tensorflow().nest.flatten(arguments)
+        training = keywords.get("training")
+        if training is None:
+            return rewire(layer, tensors, opened)
 
-        def put(key: Any, tensor: Any) -> None:
-            values[str(key)] = [tensor] * (uses[str(key)] + 1)
+        def in_mode(part: Any, values: Any, settings: Any) -> Any:
+            # The mode that a model within was called in is that of its layers.
+            mode = {"training": training} if part._expects_training_arg else {}
+            return opened(part, values, {**mode, **settings})
 
-        for old, new in zip(part.inputs, tensors, strict=True):
-            put(id(old), new)
-        for depth in sorted(part._nodes_by_depth, reverse=True):
-            for node in part._nodes_by_depth[depth]:
-                if node.is_input:
-                    continue
-                arguments, keywords = node.map_arguments(values)
-                if training is not None and node.layer._expects_training_arg:
-                    # The mode that a model within was called in is that of its layers.
-                    keywords = {"training": training, **keywords}
-                if is_graph(node.layer):
-                    flat_arguments = tensorflow().nest.flatten(arguments)
-                    result = apply(node.layer, flat_arguments, keywords.get("training"))
-                else:
-                    result = node.layer(*arguments, **keywords)
-                flat = tensorflow().nest.flatten(result)
-                for key, tensor in zip(node.flat_output_ids, flat, strict=True):
-                    put(key, tensor)
-        return [values[str(id(output))][0] for output in part.outputs]
+        return rewire(layer, tensors, in_mode)
 
-    outputs = apply(copied, inputs)
+    outputs = rewire(copied, inputs, opened)
     return outputs[0] if len(outputs) == 1 else outputs, tuple(walk_layers(copied))
+
+
+def rewire(model: Any, inputs: Sequence[Any], call: Callable[[Any, Any, Any], Any]) -> list[Any]:
+    """Goes through the graph of a model on other symbolic inputs.
+
+    Args:
+        model: A built functional or Sequential tf_keras model.
+        inputs: The Keras tensors to start from, in the order of the model's inputs.
+        call: What to do at each place where a layer is used: from the layer, and the arguments and
+            keywords of its call, to its outputs.
+
+    Returns:
+        What comes out, in the order of the model's outputs.
+    """
+    uses = model._tensor_usage_count
+    # Keras takes a tensor from its list each time a layer uses it; the output is one more use.
+    values: dict[str, list[Any]] = {}
+
+    def put(key: Any, tensor: Any) -> None:
+        values[str(key)] = [tensor] * (uses[str(key)] + 1)
+
+    for old, new in zip(model.inputs, inputs, strict=True):
+        put(id(old), new)
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        for node in model._nodes_by_depth[depth]:
+            if node.is_input:
+                continue
+            arguments, keywords = node.map_arguments(values)
+            result = tensorflow().nest.flatten(call(node.layer, arguments, keywords))
+            for key, tensor in zip(node.flat_output_ids, result, strict=True):
+                put(key, tensor)
+    return [values[str(id(output))][0] for output in model.outputs]
 
 
 def _rename_equals(model: Any) -> None:
@@ -519,6 +547,8 @@ def final_activation(model: Any, output: int = 0) -> str:
         if looks_through and node.keras_inputs:
             tensor = node.keras_inputs[0]
             continue
+        if isinstance(layer, keras.Model):
+            return _computed_activation(layer, tensor)
         if isinstance(layer, keras.layers.Softmax):
             return "softmax"
         if name is not None:
@@ -528,6 +558,22 @@ def final_activation(model: Any, output: int = 0) -> str:
             if symbol.endswith(known):
                 return known
         return "linear"
+
+
+def _computed_activation(layer: Any, tensor: Any) -> str:
+    """The activation at the end of what the code of a subclassed model computes."""
+    tf = tensorflow()
+    node = tensor.node
+    inputs = [tf.TensorSpec(i.shape, i.dtype) for i in node.keras_inputs]
+
+    def run(*values: Any) -> Any:
+        given = tf.nest.pack_sequence_as(node.call_args[0], values)
+        return tf.nest.flatten(layer(given, training=False))[tensor._keras_history.tensor_index]
+
+    operator = tf.function(run, input_signature=inputs).get_concrete_function().outputs[0].op
+    while operator.type in ("Identity", "Reshape", "Squeeze", "Cast", "Transpose"):
+        operator = operator.inputs[0].op
+    return {"Softmax": "softmax", "Sigmoid": "sigmoid"}.get(operator.type, "linear")
 
 
 def is_compiled(model: Any) -> bool:
