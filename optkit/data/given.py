@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -128,7 +128,7 @@ class Data:
                 parts.append(f"{name}=<{type(value).__name__}>")
         return f"Data({', '.join(parts)}, batch_size={self.batch_size}, seed={self.seed})"
 
-    def bind(self, signature: Signature, one_hot: frozenset[str] = frozenset()) -> BoundData:
+    def bind(self, signature: Signature, one_hot: Collection[str] = ()) -> BoundData:
         """Settles every split against a model's inputs and outputs.
 
         Args:

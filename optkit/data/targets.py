@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ class Targets:
 
     outputs: tuple[TensorInfo, ...] = ()
     class_names: ClassNames = ()
-    one_hot: frozenset[str] = frozenset()
+    one_hot: Collection[str] = ()
 
     @property
     def several(self) -> bool:
