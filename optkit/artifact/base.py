@@ -66,7 +66,8 @@ class Artifact(abc.ABC):
             batch_size: Samples at a time, at least 1.
 
         Returns:
-            Outputs as floats on the model's own scale, shape ``(n, …)``.
+            Outputs as floats on the model's own scale, shape ``(n, …)``; of a model with several
+            outputs a dict of them by name.
         """
 
     @abc.abstractmethod
@@ -145,10 +146,10 @@ class GraphArtifact(Artifact):
     """An artifact that TensorFlow runs, and that can be converted.
 
     Attributes:
-        kind: ``"graph"``, for those who take any of them.
+        kind: ``"keras"``, the form in which models come that any of them would do for.
     """
 
-    kind = "graph"
+    kind = "keras"
 
     @property
     @abc.abstractmethod

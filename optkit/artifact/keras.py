@@ -16,7 +16,7 @@ import numpy as np
 
 from optkit.artifact.base import GraphArtifact, Layer, batches_of, named_inputs
 from optkit.errors import DataError
-from optkit.models import Signature, clone, is_compiled, signature
+from optkit.models import Signature, clone, is_compiled, is_variable, signature
 from optkit.runtime import keras, tensorflow, tf_keras
 from optkit.translate import is_keras3, to_keras3, to_tf_keras
 
@@ -129,12 +129,12 @@ class KerasArtifact(GraphArtifact):
     @property
     def parameters(self) -> int:
         """Number of weight values, the statistics of batch normalization included."""
-        return int(sum(np.prod(weight.shape) for weight in self._model.weights))
+        return int(sum(np.prod(weight.shape) for weight in _variables(self._model)))
 
     @property
     def sparsity(self) -> float | None:
         """Share of zeros in the weights of rank two and above."""
-        kernels = [weight.numpy() for weight in self._model.weights if len(weight.shape) > 1]
+        kernels = [weight.numpy() for weight in _variables(self._model) if len(weight.shape) > 1]
         total = sum(kernel.size for kernel in kernels)
         return float(1 - sum(np.count_nonzero(k) for k in kernels) / total) if total else None
 
@@ -164,7 +164,7 @@ class KerasArtifact(GraphArtifact):
                 else:
                     found.append(_describe(layer, prefix + layer.name, counted))
             # What a model holds beside its layers, which few do, is listed under its own name.
-            if any(id(weight) not in counted for weight in part.weights):
+            if any(id(weight) not in counted for weight in _variables(part)):
                 found.append(_describe(part, prefix + part.name, counted))
 
         collect(self._model, "")
@@ -196,9 +196,14 @@ def _treated(artifact: KerasArtifact) -> KerasArtifact:
     return artifact.treated()
 
 
+def _variables(part: Any) -> list[Any]:
+    """The weights that are numbers: lookups list the words that they know among theirs."""
+    return [weight for weight in part.weights if is_variable(weight)]
+
+
 def _describe(layer: Any, name: str, counted: set[int]) -> Layer:
     """A layer's weights that are not yet counted."""
-    weights = [weight for weight in layer.weights if id(weight) not in counted]
+    weights = [weight for weight in _variables(layer) if id(weight) not in counted]
     counted.update(id(weight) for weight in weights)
     values: Counter[str] = Counter()
     for weight in weights:
