@@ -100,10 +100,11 @@ class _Moments:
         self._collect(values, mean, variance)
         scale = tf.math.rsqrt(variance + layer.epsilon)
         if layer.scale:
-            scale *= tf.reshape(layer.gamma, scale.shape)
+            # In 16-bit models a layer sees its variables, which are float32, in 16 bits.
+            scale *= tf.cast(tf.reshape(layer.gamma, scale.shape), scale.dtype)
         shift = -mean * scale
         if layer.center:
-            shift += tf.reshape(layer.beta, shift.shape)
+            shift += tf.cast(tf.reshape(layer.beta, shift.shape), shift.dtype)
         out = values * tf.reshape(scale, self._broadcast)
         return tf.cast(out + tf.reshape(shift, self._broadcast), inputs.dtype)
 

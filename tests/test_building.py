@@ -15,6 +15,7 @@ from optkit.models import (
     layers_by_path,
     variables_by_path,
 )
+from optkit.testing import small_model
 
 
 def rows(count=12, shape=(6,)):
@@ -621,3 +622,56 @@ def test_regularizers_of_activations_act_in_training_as_in_keras():
     result = ok.Pipeline([item]).run(model, data)
     for one, other in zip(result.model.get_weights(), twin.get_weights(), strict=True):
         assert np.allclose(one, other, atol=1e-6)
+
+
+def test_batch_norm_of_16_bit_models_is_re_estimated(rows_of_digits):
+    """And comes to what a float32 model of the same weights comes to."""
+    import tf_keras as keras
+
+    def build(policy):
+        keras.utils.set_random_seed(0)
+        layers = keras.layers
+        return keras.Sequential(
+            [
+                keras.Input((8, 8)),
+                layers.Flatten(),
+                layers.BatchNormalization(dtype=policy),
+                layers.Dense(6, "relu", dtype=policy),
+                layers.BatchNormalization(dtype=policy, name="norm"),
+                layers.Dense(10, "softmax"),
+            ]
+        )
+
+    found = [
+        ok.Pipeline([ok.BNReestimate()]).run(build(policy), rows_of_digits).model.get_layer("norm")
+        for policy in ("float32", "mixed_float16")
+    ]
+    assert np.allclose(found[0].moving_mean, found[1].moving_mean, atol=5e-3)
+    assert np.allclose(found[0].moving_variance, found[1].moving_variance, rtol=1e-2)
+
+
+def test_a_keras_3_backbone_in_memory_and_from_its_file(data, tmp_path):
+    import keras
+
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    image = keras.Input((8, 8, 1))
+    maps = layers.Conv2D(4, 3, activation="relu", name="conv")(image)
+    backbone = keras.Model(image, layers.GlobalAveragePooling2D()(maps), name="three")
+    backbone.save(tmp_path / "three.keras")
+    settings = {"epochs": 1, "fine_tune_epochs": 0}
+    for given in (backbone, tmp_path / "three.keras"):
+        result = ok.Pipeline([ok.TransferLearn(given, **settings)]).run(small_model(), data)
+        kernel = result.model.get_layer("conv").kernel
+        assert np.allclose(kernel, backbone.get_layer("conv").kernel), "frozen in stage one"
+
+
+def test_a_head_for_several_outputs_is_refused():
+    import tf_keras as keras
+
+    x = keras.Input((6,))
+    parts = [keras.layers.Dense(n, "softmax", name=f"of_{n}")(x) for n in (2, 3)]
+    model = keras.Model(x, parts)
+    y = {"of_2": np.arange(12) % 2, "of_3": np.arange(12) % 3}
+    with pytest.raises(ok.PipelineError, match=r"2 outputs \(of_2, of_3\)"):
+        ok.Pipeline([ok.TransferLearn()]).check(model, ok.Data(train=(rows(), y)))

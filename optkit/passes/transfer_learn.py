@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from optkit import _validate
-from optkit.artifact import KerasArtifact, load
+from optkit.artifact import SavedModelArtifact, load_model
 from optkit.base import TrainPass
 from optkit.context import Context, Setting
 from optkit.errors import ArgumentTypeError, ModelError, PipelineError
@@ -28,6 +28,7 @@ from optkit.recipe import Recipe
 from optkit.runtime import tf_keras
 from optkit.task import Task
 from optkit.training import check_optimizer
+from optkit.translate import is_keras3, to_tf_keras
 
 __all__ = ["TransferLearn", "preprocessing_of"]
 
@@ -74,8 +75,9 @@ class TransferLearn(TrainPass):
     is one flat model; the layers that stage two left frozen stay frozen in later passes.
 
     Args:
-        backbone: Name of a model in ``tf_keras.applications``, such as ``"MobileNetV2"``; a saved
-            model (``.keras``, ``.h5``); a tf_keras model; or ``None`` for the model that comes in.
+        backbone: Name of a model in ``tf_keras.applications``, such as ``"MobileNetV2"``; the path of
+            a saved model that `load_model` reads; a Keras model, of tf_keras or of Keras 3, built
+            with the functional API; or ``None`` for the model that comes in.
             A classifier's last dense layer is cut off. A backbone that gives maps gets global
             average pooling, one that gives vectors does not.
         epochs: Epochs of stage one, at least 1.
@@ -216,6 +218,13 @@ class TransferLearn(TrainPass):
         """The flat model with its new head, the layers of the backbone, and what to say of it."""
         keras = tf_keras()
         described = signature(incoming)
+        if len(described.outputs) != 1:
+            names = ", ".join(info.name for info in described.outputs)
+            raise PipelineError(
+                "TransferLearn puts one new head on a backbone, and the model has "
+                f"{len(described.outputs)} outputs ({names}). Leave it out, or make a model of one "
+                "output: `Model(model.inputs, model.outputs[0])`."
+            )
         output = described.outputs[0].shape
         if len(output) != 2:
             raise PipelineError(
@@ -290,11 +299,15 @@ class TransferLearn(TrainPass):
             model = _load_backbone(Path(self.backbone))
         else:
             model = self.backbone
+        if is_keras3(model):
+            model = to_tf_keras(model)
         check_treatable(model)
-        if len(model.inputs) != 1:
-            raise ModelError(
-                f"The backbone {model.name!r} has {len(model.inputs)} inputs, not one."
-            )
+        for side, tensors in (("inputs", model.inputs), ("outputs", model.outputs)):
+            if len(tensors) != 1:
+                raise ModelError(
+                    f"The backbone {model.name!r} has {len(tensors)} {side}, not one. Make one of "
+                    "it that has: `Model(model.inputs[0], features)`."
+                )
         return model, chosen
 
     def _application(self, shape: tuple[int | None, ...]) -> Any:
@@ -391,18 +404,19 @@ def _check_backbone(backbone: Any) -> None:
         return
     if isinstance(backbone, str):
         _validate.text("backbone", backbone)
-        if Path(backbone).suffix in _FILE_SUFFIXES or _is_application(backbone):
+        path = Path(backbone)
+        if path.suffix in _FILE_SUFFIXES or _is_application(backbone) or path.is_dir():
             return
         raise PipelineError(
             f"`backbone` {backbone!r} is neither a model in tf_keras.applications, such as "
-            "'MobileNetV2', nor a saved model (.keras, .h5)."
+            "'MobileNetV2', nor a saved model (.keras, .h5, a SavedModel folder)."
         )
     if isinstance(backbone, os.PathLike):
         return
-    keras = sys.modules.get("tf_keras")
-    if keras is None or not isinstance(backbone, keras.Model):
+    loaded = [sys.modules[name] for name in ("tf_keras", "keras") if name in sys.modules]
+    if not any(isinstance(backbone, library.Model) for library in loaded):
         raise ArgumentTypeError(
-            "`backbone` must be a name, a file, a tf_keras model, or None. "
+            "`backbone` must be a name, a file, a Keras model, or None. "
             f"Received: {type(backbone).__module__}.{type(backbone).__qualname__}."
         )
 
@@ -415,16 +429,13 @@ def _is_application(backbone: Any) -> bool:
 
 
 def _load_backbone(path: Path) -> Any:
-    if path.suffix == ".keras":
-        artifact = load(path)
-        assert isinstance(artifact, KerasArtifact)
-        return artifact.model
-    if not path.is_file():
-        raise ModelError(f"There is no file {str(path)!r}.")
-    try:
-        return tf_keras().models.load_model(path, compile=False)
-    except Exception as error:
-        raise ModelError(f"{str(path)!r} cannot be read as a tf_keras model: {error}") from error
+    model = load_model(path)
+    if isinstance(model, SavedModelArtifact):
+        raise ModelError(
+            f"{str(path)!r} holds a SavedModel that no Keras wrote: it can be run and converted, and "
+            "has no layers to put a head on. Give the model as Keras saved it."
+        )
+    return model
 
 
 def _rescaling(kind: str | None, values: ValueRange) -> tuple[Any, Any]:
