@@ -547,12 +547,12 @@ def final_activation(model: Any, output: int = 0) -> str:
         if looks_through and node.keras_inputs:
             tensor = node.keras_inputs[0]
             continue
-        if isinstance(layer, keras.Model):
-            return _computed_activation(layer, tensor)
         if isinstance(layer, keras.layers.Softmax):
             return "softmax"
         if name is not None:
             return str(name)
+        if type(layer).__module__.partition(".")[0] != "tf_keras":
+            return _computed_activation(layer, tensor)
         symbol = str(getattr(layer, "symbol", ""))  # a plain TensorFlow function in the graph
         for known in ("softmax", "sigmoid"):
             if symbol.endswith(known):
@@ -561,19 +561,28 @@ def final_activation(model: Any, output: int = 0) -> str:
 
 
 def _computed_activation(layer: Any, tensor: Any) -> str:
-    """The activation at the end of what the code of a subclassed model computes."""
+    """The activation at the end of what code other than Keras' own computes."""
     tf = tensorflow()
     node = tensor.node
     inputs = [tf.TensorSpec(i.shape, i.dtype) for i in node.keras_inputs]
 
     def run(*values: Any) -> Any:
-        given = tf.nest.pack_sequence_as(node.call_args[0], values)
-        return tf.nest.flatten(layer(given, training=False))[tensor._keras_history.tensor_index]
+        called = tf.nest.flatten((node.call_args, node.call_kwargs))
+        tensors = iter(values)
+        filled = [next(tensors) if _is_symbolic(item) else item for item in called]
+        structure = (node.call_args, node.call_kwargs)
+        arguments, keywords = tf.nest.pack_sequence_as(structure, filled)
+        outputs = tf.nest.flatten(layer(*arguments, **keywords))
+        return outputs[tensor._keras_history.tensor_index]
 
     operator = tf.function(run, input_signature=inputs).get_concrete_function().outputs[0].op
     while operator.type in ("Identity", "Reshape", "Squeeze", "Cast", "Transpose"):
         operator = operator.inputs[0].op
     return {"Softmax": "softmax", "Sigmoid": "sigmoid"}.get(operator.type, "linear")
+
+
+def _is_symbolic(value: Any) -> bool:
+    return bool(tf_keras().backend.is_keras_tensor(value)) if hasattr(value, "shape") else False
 
 
 def is_compiled(model: Any) -> bool:

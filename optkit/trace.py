@@ -102,14 +102,14 @@ def to_functional(model: Any, example: Any) -> Any:
 
 
 def opaque(model: Any, example: Any) -> Any:
-    """A functional tf_keras model that holds a copy of a subclassed one as its only layer.
+    """A functional model that holds a copy of a subclassed one as its only layer.
 
     For passes that treat a model as a whole. The copy is made from the configuration of the model:
     its ``get_config()``, or, where it has none, the arguments that its constructor was given, which
     Keras notes down where they are plain values.
 
     Args:
-        model: A built subclassed tf_keras model. It is not changed.
+        model: A built subclassed model of either Keras. It is not changed.
         example: Inputs of a few samples, as the model takes them.
 
     Raises:
@@ -130,16 +130,11 @@ def opaque(model: Any, example: Any) -> Any:
         (['gated'], (None, 2))
     """
     _refuse_own_steps(model)
-    library = tf_keras()
-    if not isinstance(model, library.Model):
-        raise ModelError(
-            f"Model {model.name!r} is a subclassed Keras 3 model that is more than its layers wired "
-            "together, which optkit cannot take apart. Build it with the functional API, or "
-            "subclass `tf_keras.Model`."
-        )
+    library = _library(model)
     try:
         fresh = type(model).from_config(model.get_config())
-        fresh._name = model.name
+        if library is tf_keras():
+            fresh._name = model.name
         inputs = _symbolic(model, example)
         copy = library.Model(inputs, fresh(inputs), name=model.name)
     except Exception as error:
@@ -148,7 +143,10 @@ def opaque(model: Any, example: Any) -> Any:
             f"{_first_line(error)} Give it a `get_config()` that says all that its constructor "
             "takes, or build it with the functional API."
         ) from error
-    copy_state(model, fresh)
+    if library is tf_keras():
+        copy_state(model, fresh)
+    else:
+        fresh.set_weights(model.get_weights())
     with isolated(_SEED):
         _require_equal(model, copy, example, kind=ModelError)
     return copy

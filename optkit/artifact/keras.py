@@ -18,7 +18,7 @@ from optkit.artifact.base import GraphArtifact, Layer, batches_of, named_inputs
 from optkit.errors import DataError
 from optkit.models import Signature, clone, is_compiled, is_variable, signature
 from optkit.runtime import keras, tensorflow, tf_keras
-from optkit.translate import is_keras3, to_keras3, to_tf_keras
+from optkit.translate import is_keras3, register_carriers, to_keras3, to_tf_keras
 
 __all__ = ["KerasArtifact", "TreatedArtifact", "from_file", "inference_function"]
 
@@ -226,6 +226,7 @@ def from_file(content: bytes, keras3: bool) -> KerasArtifact:
         path = Path(folder) / f"model{KerasArtifact.suffix}"
         path.write_bytes(content)
         library = keras() if keras3 else tf_keras()
+        register_carriers()
         return KerasArtifact(library.models.load_model(path, compile=False))
 
 
