@@ -58,7 +58,9 @@ class Kind:
 # ------------------------------------------------------------------------------------------- data
 
 
-def _mapped(x: Callable[[np.ndarray], Any], y: Callable[[np.ndarray], Any]) -> ok.Data:
+def _mapped(
+    x: Callable[[np.ndarray], Any], y: Callable[[np.ndarray], Any], **settings: Any
+) -> ok.Data:
     """The digits, images of shape ``(n, 8, 8, 1)`` from 0 to 1 and their numbers, in other forms."""
     plain = digits(SAMPLES)
     return ok.Data(
@@ -68,6 +70,7 @@ def _mapped(x: Callable[[np.ndarray], Any], y: Callable[[np.ndarray], Any]) -> o
             for images, numbers in [getattr(plain, name)]
         },
         batch_size=16,
+        **settings,
     )
 
 
@@ -399,7 +402,7 @@ def _custom_compile(keras: Any) -> Any:
     model = _sequential(keras)
     model.compile(
         optimizer=keras.optimizers.Adam(1e-3),
-        loss=Sharp(),
+        loss=Sharp(name="sharp"),
         metrics=["accuracy", sure],
         weighted_metrics=["accuracy"],
     )
@@ -438,6 +441,35 @@ def _multilabel(keras: Any) -> Any:
 
 def _bits() -> ok.Data:
     return _mapped(_same, lambda y: np.stack([y & 1, y >> 1 & 1, y >> 2 & 1], -1).astype("float32"))
+
+
+def _stateful(keras: Any) -> Any:
+    layers = keras.layers
+    rows = keras.Input(batch_shape=(2, 8, 8), name="rows")
+    x = layers.GRU(4, stateful=True, name="memory")(rows)
+    out = layers.Dense(10, activation="softmax", name="classes")(x)
+    return keras.Model(rows, out, name="stateful")
+
+
+def _table(keras: Any) -> Any:
+    layers = keras.layers
+    columns = {name: keras.Input((1,), name=name) for name in ("mean", "top", "left")}
+    normalize = layers.Normalization(axis=None, mean=0.3, variance=0.1, name="normalize")
+    x = layers.Concatenate(name="join")(list(columns.values()))
+    x = layers.Dense(16, activation="relu", name="hidden")(normalize(x))
+    out = layers.Dense(10, activation="softmax", name="classes")(x)
+    return keras.Model(columns, out, name="table")
+
+
+def _frames() -> ok.Data:
+    import pandas as pd
+
+    def frame(x: np.ndarray) -> Any:
+        parts = {"mean": x, "top": x[:, :4], "left": x[:, :, :4]}
+        means = {name: part.mean(axis=(1, 2, 3)) for name, part in parts.items()}
+        return pd.DataFrame(means).astype("float32")
+
+    return _mapped(frame, lambda y: pd.Series(_WORDS[y]), class_names=list(_WORDS))
 
 
 KINDS: dict[str, Kind] = {
@@ -484,10 +516,37 @@ KINDS: dict[str, Kind] = {
     ),
     "mixed precision": Kind("mixed precision (bfloat16)", _mixed, _images),
     "frozen part": Kind("some layers frozen", _frozen, _images),
+    "table": Kind("columns of a data frame, names as labels", _table, _frames),
+    "stateful": Kind("stateful recurrent layers", _stateful, _rows),
 }
 
 #: Words of the reason for which a cell refuses, by kind and pass; everything else works.
-REFUSED: dict[tuple[str, str], str] = {}
+_NO_BATCH_NORM = r"has no batch normalization\. Leave this pass out"
+_NO_IMAGES = r"Augment treats images, one input of shape"
+REFUSED: dict[tuple[str, str], str] = {
+    **{
+        (kind, "BNReestimate"): _NO_BATCH_NORM
+        for kind in (
+            *("unbuilt", "shared", "subclassed", "branching", "functions", "LSTM", "GRU"),
+            *("attention", "Conv1D", "Conv3D", "transposed", "separable", "embedding"),
+            *("strings", "any length", "mixed precision", "table"),
+        )
+    },
+    ("frozen part", "BNReestimate"): r"All batch normalization of model 'functional' is frozen",
+    **{
+        (kind, "Augment"): _NO_IMAGES
+        for kind in (
+            *("shared", "LSTM", "GRU", "attention", "Conv1D", "Conv3D", "embedding", "strings"),
+            *("any length", "table"),
+        )
+    },
+    **{("stateful", item): r"memory of model 'stateful' are stateful" for item in PASSES},
+    ("custom loss", "LabelSmooth"): r"Soft targets need one-hot rows, and the loss 'sharp",
+    ("transposed", "LabelSmooth"): r"spreads certainty over classes, and the task is regression",
+    ("transposed", "TransferLearn"): r"predicts one vector a sample",
+    ("outputs", "TransferLearn"): r"outputs",
+    ("branching", "TransferLearn"): r"does not end in a dense layer that could be replaced",
+}
 
 
 def expected(kind: str, item: str) -> str | None:

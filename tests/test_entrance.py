@@ -157,8 +157,8 @@ def test_keras_3_objects_are_taken_where_passes_take_objects():
     data = digits(200)
     passes = [
         ok.Augment([keras.layers.RandomTranslation(0.1, 0.1, seed=3)]),
-        ok.FineTune(epochs=1, optimizer=keras.optimizers.RMSprop(1e-3)),
         ok.TransferLearn(backbone(), epochs=1),
+        ok.FineTune(epochs=1, optimizer=keras.optimizers.RMSprop(1e-3)),
     ]
     pipeline = ok.Pipeline(passes, loss=keras.losses.SparseCategoricalCrossentropy())
     model = three()
@@ -173,7 +173,7 @@ def test_keras_3_objects_are_taken_where_passes_take_objects():
         ),
     )
     assert isinstance(result.model, keras.Model)
-    assert isinstance(passes[1].optimizer, keras.optimizers.RMSprop)
+    assert isinstance(passes[2].optimizer, keras.optimizers.RMSprop)
     assert result.report.metric == "sparse_top_k_categorical_accuracy"
 
 

@@ -57,6 +57,8 @@ SAMPLE = [
     ("mixed precision", "QuantizeINT8", "tf_keras"),
     ("frozen part", "Prune", "keras"),
     ("frozen part", "BNReestimate", "tf_keras"),
+    ("table", "FineTune", "keras"),
+    ("stateful", "QuantizeINT8", "keras"),
 ]
 REST = [
     (kind, item, library)
