@@ -17,6 +17,8 @@ from optkit.models import (
 )
 from optkit.testing import small_model
 
+pytestmark = pytest.mark.usefixtures("untimed")
+
 
 def rows(count=12, shape=(6,)):
     return np.random.default_rng(0).normal(size=(count, *shape)).astype("float32")

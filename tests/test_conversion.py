@@ -14,6 +14,8 @@ from optkit.isolate import run_module
 from optkit.lookups import split_lookups
 from optkit.models import signature, variables_by_path
 
+pytestmark = pytest.mark.usefixtures("untimed")
+
 
 def kinds():
     """Layers between an input of shape (8, 8) and a dense end, or whole models, by name."""

@@ -13,6 +13,8 @@ from optkit.measuring import Measurement, OutputFigures, measure
 from optkit.metric import resolve_metric
 from optkit.task import infer_loss, infer_task, one_hot_outputs
 
+pytestmark = pytest.mark.usefixtures("untimed")
+
 QUICK = ok.Measure(latency_seconds=0, memory=False)
 
 

@@ -17,6 +17,8 @@ from optkit.passes.label_smooth import smoothed, smoothing_for
 from optkit.passes.prune import pruning_schedule
 from optkit.testing import digits, small_model
 
+pytestmark = pytest.mark.usefixtures("untimed")
+
 # ------------------------------------------------------------------------------------- FineTune
 
 

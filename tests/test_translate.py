@@ -28,6 +28,8 @@ from optkit.translate import (
 from optkit.translate.carrier2 import KerasOperation
 from optkit.translate.carrier3 import TfKerasLayer, tensorflow_function
 
+pytestmark = pytest.mark.usefixtures("untimed")
+
 # Keras 3 says so where a layer without masks gets one; that is the case under test.
 MASKS = pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a mask:UserWarning")
 RNG = np.random.default_rng(5)
