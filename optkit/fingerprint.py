@@ -515,6 +515,8 @@ class _Walk:
             parts += self._named(_parts_of_layer(inner).items(), inner.name)
             if hasattr(inner, "get_vocabulary"):  # kept in a table, which is no weight
                 parts.append(self.visit([str(word) for word in inner.get_vocabulary()]))
+            if hasattr(inner, "bin_boundaries"):  # which an adapted layer does not tell otherwise
+                parts.append(self.visit([float(edge) for edge in inner.bin_boundaries or ()]))
         return _digest(what, *parts, *(self._array(weight) for weight in layer.get_weights()))
 
     def artifact(self, artifact: Artifact) -> bytes:

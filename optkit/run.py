@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from optkit import tensorboard
-from optkit.artifact import Artifact, KerasArtifact, TFLiteArtifact
+from optkit.artifact import Artifact, KerasArtifact
 from optkit.base import Pass, RecipePass, TrainPass
 from optkit.context import Context, Setting, State
-from optkit.convert import convert_to_tflite
+from optkit.convert import convert
 from optkit.data import Split
 from optkit.environment import describe_run
 from optkit.errors import ModelError, OptkitError, PassError, Stopped
@@ -248,11 +248,11 @@ class Runner:
         began = time.perf_counter()
         try:
             artifact = self.state.artifact
-            assert isinstance(artifact, KerasArtifact)
+            source = artifact.model if isinstance(artifact, KerasArtifact) else artifact
             key = self.kept.plain_key(row.name)
             stored = self.kept.find(row.name, key)
             if stored is None:
-                state = State(TFLiteArtifact(convert_to_tflite(artifact.model)))
+                state = State(convert(source).artifact)
                 seconds = time.perf_counter() - began
                 self.kept.keep(row.name, state, {"seconds": seconds}, key)
             else:

@@ -430,3 +430,22 @@ def test_what_code_refers_to_is_named_where_it_cannot_be_told():
 
     with pytest.raises(Unfingerprintable, match=r"`.*rewrite` refers to `helper`.* to `lock`"):
         fingerprint(Own)
+
+
+@pytest.mark.parametrize("library", ["tf_keras", "keras"])
+@pytest.mark.filterwarnings("ignore:.*retracing.*")
+def test_what_preprocessing_layers_have_learned_counts(library):
+    keras = pytest.importorskip(library)
+
+    def make(words, values):
+        text, number = keras.Input((), dtype="string", name="text"), keras.Input((1,), name="n")
+        vectorize = keras.layers.TextVectorization(10, output_sequence_length=3, name="vectorize")
+        vectorize.adapt(words)
+        edges = keras.layers.Discretization(num_bins=3, name="edges")
+        edges.adapt(np.array(values, "float32").reshape(-1, 1))
+        return keras.Model([text, number], [vectorize(text), edges(number)], name="learned")
+
+    one = fingerprint(make(["a b", "c"], range(9)))
+    assert one == fingerprint(make(["a b", "c"], range(9)))
+    assert one != fingerprint(make(["a d", "c"], range(9)))
+    assert one != fingerprint(make(["a b", "c"], range(0, 90, 10)))
