@@ -225,3 +225,46 @@ def build_plain():
 def test_what_is_no_model_is_refused(wrong):
     with pytest.raises(ok.ModelError, match="Expected a Keras model"):
         ok.Pipeline([ok.BNReestimate()]).run(wrong, digits(200))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A folder that Keras 3 exported: a graph without layers."""
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    model = three()
+    model.export(folder, verbose=False)
+    return model, folder
+
+
+def test_a_saved_model_without_layers_is_converted(exported):
+    model, folder = exported
+    data = digits(400)
+    result = ok.Pipeline([ok.QuantizeINT8(50)]).run(folder, data, progress=False, measure=QUICK)
+    assert isinstance(result.artifact, ok.TFLiteArtifact)
+    x, y = data.test
+    wanted = model.predict(x, verbose=0)
+    assert result.report.baseline.accuracy == pytest.approx((wanted.argmax(1) == y).mean())
+    assert np.abs(result.artifact.predict(x) - wanted).max() < 0.1
+    assert result.report.environment["model"] == "a graph without layers"
+    artifact = ok.SavedModelArtifact(folder)
+    again = ok.Pipeline([ok.QuantizeINT8(50)]).run(artifact, data, progress=False, measure=QUICK)
+    assert again.artifact.content == result.artifact.content
+
+
+def test_a_saved_model_without_layers_is_not_trained(exported):
+    with pytest.raises(ok.PipelineError, match="Step 2, Prune, takes a keras artifact, and there"):
+        ok.Pipeline([ok.LabelSmooth(), ok.Prune()]).run(exported[1], digits(200))
+
+
+def test_subclassed_models_come_back_as_functional_ones_of_their_keras():
+    from matrix import KINDS, cell
+
+    assert cell("subclassed", "FineTune", "keras") is None
+    model = KINDS["subclassed"].model(keras)
+    model.compile(optimizer=keras.optimizers.SGD(0.1), loss="sparse_categorical_crossentropy")
+    result = ok.Pipeline([ok.FineTune(epochs=1)]).run(
+        model, digits(200), progress=False, measure=QUICK
+    )
+    assert type(result.model.optimizer) is keras.optimizers.SGD
+    assert [layer.name for layer in result.model.layers[1:]] == ["conv", "pool", "drop", "classes"]
+    assert any("is subclassed" in note for note in result.report.notes)
