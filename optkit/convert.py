@@ -32,7 +32,7 @@ import numpy as np
 from optkit.artifact import KerasArtifact, TFLiteArtifact
 from optkit.artifact.keras import inference_function
 from optkit.artifact.tflite import front_function
-from optkit.errors import OptkitError
+from optkit.errors import OptkitError, first_line
 from optkit.isolate import run_module
 from optkit.lookups import Split, split_lookups
 from optkit.models import Signature, clone, copy_state, mixed_precision_layers, signature
@@ -181,7 +181,12 @@ def convert_to_tflite(
             function = inference_function(plain, batch=batch, shapes=input_shapes)
         else:
             function = plain.inference_function(batch=batch, shapes=input_shapes)
-        return function, function.get_concrete_function()
+        try:
+            return function, function.get_concrete_function()
+        except Exception as error:
+            raise OptkitError(
+                f"The model cannot be run on inputs like those that it states. {first_line(error)}"
+            ) from error
 
     with _unrolled() if whole else contextlib.nullcontext():
         function, concrete = trace(None)

@@ -22,6 +22,7 @@ __all__ = [
     "PassError",
     "PipelineError",
     "Stopped",
+    "first_line",
 ]
 
 
@@ -82,3 +83,20 @@ class PassError(OptkitError, RuntimeError):
         self.report: Report | None = None
         self.artifact: Artifact | None = None
         self.stages: dict[str, Artifact] = {}
+
+
+def first_line(error: BaseException) -> str:
+    r"""What an error of a library says first, without the code that it passed through.
+
+    >>> first_line(ValueError("wrong shape.\nCall arguments: …"))
+    'ValueError: wrong shape.'
+    """
+    kind = type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0] == "in user code:":  # then come places in files, and the error itself
+        told = [line.partition(": ") for line in lines]
+        place = next((i for i, (head, _, _) in enumerate(told) if head.endswith("Error")), 0)
+        kind, lines = told[place][0], [told[place][2], *lines[place + 1 :]]
+    while len(lines) > 1 and lines[0].startswith("Exception encountered when calling"):
+        lines = lines[1:]
+    return f"{kind}: {lines[0][:300]}" if lines else repr(error)

@@ -13,7 +13,7 @@ from optkit.base import Pass, RecipePass, TrainPass
 from optkit.context import Setting
 from optkit.data import ArraySplit, BoundData, Data, Split, weigh_classes
 from optkit.entrance import Admitted
-from optkit.errors import OptkitError, PipelineError
+from optkit.errors import OptkitError, PipelineError, first_line
 from optkit.goals import Goals
 from optkit.measuring import Measure
 from optkit.metric import Metric, resolve_metric
@@ -250,9 +250,7 @@ def _check_passes(prepared: Prepared, model: Any) -> None:
         except OptkitError as error:
             raise type(error)(f"Step {number}, {name}: {error}") from error
         except Exception as error:
-            raise PipelineError(
-                f"Step {number}, {name}: {type(error).__name__}: {error}"
-            ) from error
+            raise PipelineError(f"Step {number}, {name}: {first_line(error)}") from error
         if isinstance(item, RecipePass):
             recipe = item.amend(recipe)
         if seen is not None or item.replaces_model:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from optkit.errors import ModelError
+from optkit.errors import ModelError, first_line
 from optkit.models import clone, copy_learned_state, copy_state, is_graph, is_variable, rewire
 from optkit.runtime import isolated, keras, tensorflow, tf_keras
 
@@ -57,7 +57,7 @@ def build(model: Any, example: Any) -> Any:
     except Exception as error:
         raise ModelError(
             f"Model {model.name!r} has no weights yet, and cannot be called on the data: "
-            f"{_first_line(error)} Call it once on a batch before, so that it builds itself."
+            f"{first_line(error)} Call it once on a batch before, so that it builds itself."
         ) from error
     return model
 
@@ -140,7 +140,7 @@ def opaque(model: Any, example: Any) -> Any:
     except Exception as error:
         raise ModelError(
             f"Model {model.name!r} ({type(model).__name__}) cannot be copied: "
-            f"{_first_line(error)} Give it a `get_config()` that says all that its constructor "
+            f"{first_line(error)} Give it a `get_config()` that says all that its constructor "
             "takes, or build it with the functional API."
         ) from error
     if library is tf_keras():
@@ -186,7 +186,7 @@ def _built_sequential(model: Any, example: Any) -> Any:
     except Exception as error:
         raise ModelError(
             f"Sequential model {model.name!r} does not go with inputs of shape {shape}: "
-            f"{_first_line(error)} Give it an `Input(shape=…)` as its first layer."
+            f"{first_line(error)} Give it an `Input(shape=…)` as its first layer."
         ) from error
     for old, new in zip(model.layers, layers, strict=True):
         if old.built and old.weights:
@@ -248,7 +248,7 @@ def _traced(model: Any, example: Any) -> Any:
     except Exception as error:
         raise NotTraceableError(
             f"Model {model.name!r} ({type(model).__name__}) cannot be wired into a graph: its "
-            f"`call` does not run on symbolic inputs. {_first_line(error)}"
+            f"`call` does not run on symbolic inputs. {first_line(error)}"
         ) from error
     return _opened(graph, example)
 
@@ -429,8 +429,3 @@ def _nodes_removed(model: Any) -> Iterator[None]:
 def _copy_weights(old: Any, new: Any) -> None:
     for kept, fresh in zip(_variables(old), _variables(new), strict=True):
         fresh.assign(kept)
-
-
-def _first_line(error: BaseException) -> str:
-    line = next((line for line in str(error).splitlines() if line.strip()), repr(error))
-    return f"{type(error).__name__}: {line.strip()[:300]}"

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from optkit.artifact import archive
-from optkit.errors import ModelError, OptkitError
+from optkit.errors import ModelError, OptkitError, first_line
 from optkit.runtime import keras, tensorflow, tf_keras
 from optkit.safety import Library, Unsafe, find_unsafe
 
@@ -290,7 +290,7 @@ def _built_model(
         except ModelError as error:
             if error.__cause__ is None:
                 raise
-            reason = _first_line(error.__cause__)
+            reason = first_line(error.__cause__)
     with quietly(), _bounded_weights(path, stored):
         model = load(False)
     if compiled:
@@ -302,16 +302,11 @@ def _not_built(path: Path, error: Exception, library: Library) -> ModelError:
     name = "Keras 3" if library == "keras" else "tf_keras (Keras 2)"
     return unreadable(
         path,
-        f"{name} cannot build its model: {_first_line(error)}",
+        f"{name} cannot build its model: {first_line(error)}",
         "Classes of your own must be registered (`register_keras_serializable`) or given in "
         "`custom_objects`, as they were when it was saved; otherwise the file is damaged, or of "
         "another version of Keras: build the model in code and load its weights with `builder=`.",
     )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(lines)[:600]}" if lines else repr(error)
 
 
 def warn_uncompiled(path: Path, reason: str) -> None:
@@ -439,7 +434,7 @@ def _built(builder: Callable[[], Any]) -> tuple[Any, Library]:
         model = builder()
     except Exception as error:
         raise ModelError(
-            f"`builder` failed: {_first_line(error)} It must be a function without arguments that "
+            f"`builder` failed: {first_line(error)} It must be a function without arguments that "
             "gives a Keras model."
         ) from error
     if isinstance(model, tf_keras().Model):
@@ -472,7 +467,7 @@ def _with_weights(path: Path, weights: Path, builder: Callable[[], Any]) -> Any:
         raise unreadable(
             path,
             f"its weights do not fit the model {model.name!r} that `builder` gave: "
-            f"{_first_line(error)}",
+            f"{first_line(error)}",
             "The builder must give the model as it was when the weights were saved, in the same "
             "Keras: the same layers, in the same order, of the same sizes.",
         ) from error

@@ -33,21 +33,25 @@ class RunningMean:
 
     def __init__(self) -> None:
         self.count = 0
-        self._means: list[np.ndarray] = []
+        self._means: list[np.ndarray | None] = []  # none for what has no mean
 
     def add(self, weights: Sequence[np.ndarray]) -> None:
         """Takes one set of weights in."""
         self.count += 1
         if self.count == 1:
-            self._means = [np.asarray(weight, dtype=np.float64) for weight in weights]
+            self._means = [
+                weight.astype(np.float64) if weight.dtype.kind == "f" else None
+                for weight in weights
+            ]
             return
         for mean, weight in zip(self._means, weights, strict=True):
-            mean += (weight - mean) / self.count
+            if mean is not None:
+                mean += (weight - mean) / self.count
 
     def values(self, like: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The mean in the dtypes of ``like``; whole numbers (counters) are those of ``like``."""
+        """The mean in the dtypes of ``like``; counters and words are those of ``like``."""
         return [
-            mean.astype(last.dtype) if last.dtype.kind == "f" else last
+            last if mean is None else mean.astype(last.dtype)
             for mean, last in zip(self._means, like, strict=True)
         ]
 
