@@ -17,7 +17,14 @@ from optkit.data import Data
 from optkit.errors import ModelError
 from optkit.models import Signature, check_treatable, clone, compile_like, signature
 from optkit.runtime import keras, tf_keras
-from optkit.trace import NotTraceableError, build, is_wired, opaque, to_functional
+from optkit.trace import (
+    NotTraceableError,
+    build,
+    is_wired,
+    opaque,
+    refuse_own_steps,
+    to_functional,
+)
 from optkit.translate import is_keras3, to_tf_keras
 
 __all__ = ["Admitted", "admit"]
@@ -110,6 +117,7 @@ def _require_model(model: Any) -> None:
 
 def _as_graph(model: Any, data: Data | None) -> tuple[Any, tuple[str, ...]]:
     """A functional or Sequential model of the same Keras, and what to say of it."""
+    refuse_own_steps(model)
     if data is None or (model.built and is_wired(model)):
         return model, ()
     example = data.example()

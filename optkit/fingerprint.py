@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from optkit.artifact import Artifact, KerasArtifact, SavedModelArtifact, TFLiteArtifact
-from optkit.models import is_compiled
+from optkit.models import is_compiled, is_variable
 
 __all__ = [
     "Unfingerprintable",
@@ -133,6 +133,8 @@ def own_parts(model: Any) -> dict[str, Any]:
 
     for layer in model._flatten_layers():
         add(type(layer))
+        for part in _carried_parts(layer):
+            add(type(part))
         for value in _parts_of_layer(layer).values():
             add(value if isinstance(value, types.FunctionType) else type(value))
     return {name: parts[0] for name, parts in found.items() if len(parts) == 1}
@@ -513,11 +515,14 @@ class _Walk:
         for inner in layer._flatten_layers():
             parts.append(_digest(str(bool(inner.trainable)), self.visit(type(inner))))
             parts += self._named(_parts_of_layer(inner).items(), inner.name)
+            parts += [self.visit(type(part)) for part in _carried_parts(inner)]
             if hasattr(inner, "get_vocabulary"):  # kept in a table, which is no weight
                 parts.append(self.visit([str(word) for word in inner.get_vocabulary()]))
             if hasattr(inner, "bin_boundaries"):  # which an adapted layer does not tell otherwise
                 parts.append(self.visit([float(edge) for edge in inner.bin_boundaries or ()]))
-        return _digest(what, *parts, *(self._array(weight) for weight in layer.get_weights()))
+        # Lookups list their words among the weights, in an order that changes.
+        weights = [np.asarray(weight) for weight in layer.weights if is_variable(weight)]
+        return _digest(what, *parts, *map(self._array, weights))
 
     def artifact(self, artifact: Artifact) -> bytes:
         """An artifact."""
@@ -659,6 +664,12 @@ def _parts_of_layer(layer: Any) -> dict[str, Any]:
         if isinstance(value, types.FunctionType)
         or (hasattr(value, "get_config") and not hasattr(value, "get_weights"))
     }
+
+
+def _carried_parts(layer: Any) -> list[Any]:
+    """The layers inside a layer that holds one of the other Keras."""
+    carried: Any = getattr(layer, "operation", None)
+    return list(carried._flatten_layers()) if hasattr(carried, "_flatten_layers") else []
 
 
 def _without(config: Mapping[str, Any], name: str) -> dict[str, Any]:

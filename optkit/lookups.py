@@ -76,7 +76,7 @@ def split_lookups(model: Any) -> Split | None:
             keras.Input(info.shape[1:], name=info.name, dtype=info.dtype)
             for info in signature(model).inputs
         ]
-        whole = keras.Model(inputs, flat_copy(model, inputs)[0], name=model.name)
+        whole = keras.Model(inputs, _named(model, flat_copy(model, inputs)[0]), name=model.name)
     nodes = [
         node
         for depth in sorted(whole._nodes_by_depth, reverse=True)
@@ -118,8 +118,17 @@ def split_lookups(model: Any) -> Split | None:
     front = keras.Model(whole.inputs, list(border.values()), name=f"{model.name}_front")
     described = signature(front).outputs
     inputs = [keras.Input(i.shape[1:], name=i.name, dtype=i.dtype) for i in described]
-    rest = clone(keras.Model(list(border.values()), whole.outputs, name=model.name), inputs=inputs)
+    rest = keras.Model(list(border.values()), _named(whole, whole.outputs), name=model.name)
+    rest = clone(rest, inputs=inputs)
     return Split(front, rest, names)
+
+
+def _named(model: Any, outputs: Any) -> Any:
+    """Outputs in the form in which a model gives its own: a dict keeps its names."""
+    nested = getattr(model, "_nested_outputs", None)
+    if not isinstance(nested, dict):
+        return outputs
+    return tensorflow().nest.pack_sequence_as(nested, _flat(outputs))
 
 
 def _models(model: Any) -> list[Any]:

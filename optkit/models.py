@@ -5,6 +5,7 @@ Nothing here trains or changes the model it is given.
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ __all__ = [
     "compile_like",
     "compiled_loss_weights",
     "compiled_metrics",
+    "constructor_config",
     "copy_learned_state",
     "copy_state",
     "final_activation",
@@ -399,9 +401,11 @@ def copy_state(source: Any, target: Any) -> None:
             "and a weight that two layers share must belong to a layer that both hold."
         )
     for kept, fresh in zip(*held, strict=True):
-        fresh.assign(kept)
+        same = kept.dtype.base_dtype == fresh.dtype.base_dtype  # a twin may be of another precision
+        fresh.assign(kept if same else tensorflow().cast(kept, fresh.dtype))
     for old, new in zip(sublayers(source), sublayers(target), strict=True):
-        new._name = old.name  # layers that a layer makes for itself are numbered anew in each
+        if not isinstance(new, tf_keras().layers.InputLayer):  # those that a copy is built on
+            new._name = old.name  # layers that a layer makes for itself are numbered anew in each
         copy_learned_state(old, new)
 
 
@@ -583,6 +587,19 @@ def _computed_activation(layer: Any, tensor: Any) -> str:
 
 def _is_symbolic(value: Any) -> bool:
     return bool(tf_keras().backend.is_keras_tensor(value)) if hasattr(value, "shape") else False
+
+
+def constructor_config(part: Any) -> dict[str, Any]:
+    """What ``get_config()`` says of a layer or model, as far as its constructor takes it.
+
+    Keras 3 adds name, type and the like also where a constructor names its arguments one by one.
+    """
+    config = dict(part.get_config())
+    taken = inspect.signature(type(part).__init__).parameters
+    if any(item.kind is item.VAR_KEYWORD for item in taken.values()):
+        return config
+    added = ("name", "trainable", "dtype")
+    return {key: value for key, value in config.items() if key in taken or key not in added}
 
 
 def is_compiled(model: Any) -> bool:

@@ -246,7 +246,8 @@ class Pipeline:
 
         Args:
             model: A Keras model, of tf_keras or of Keras 3, built in whatever way, or the path of
-                a file that holds one. The results are of the same Keras.
+                a file that holds one. The results are of the same Keras. A subclassed model that
+                was never called has no weights yet; it is called once, which makes them.
             data: The data.
             workdir: Folder that keeps every finished stage. A run that died, however, goes on
                 behind the last of them when it is started again with the same arguments; what

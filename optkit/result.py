@@ -13,6 +13,7 @@ from optkit.artifact import Artifact, KerasArtifact, TFLiteArtifact
 from optkit.errors import GoalsError, ModelError
 from optkit.models import clone, compile_like
 from optkit.report import Report
+from optkit.runtime import isolated
 from optkit.translate import is_keras3, to_keras3
 
 __all__ = ["Result"]
@@ -46,10 +47,11 @@ class Result:
             raise ModelError(
                 f"The result is a {self.artifact.kind} artifact, no Keras model.{hint}"
             )
-        model = clone(self.artifact.treated().model)
-        if is_keras3(self.artifact.model):
-            model = to_keras3(model)
-        compile_like(model, self._source)
+        with isolated(0):  # layers draw seeds when they are made
+            model = clone(self.artifact.treated().model)
+            if is_keras3(self.artifact.model):
+                model = to_keras3(model)
+            compile_like(model, self._source)
         return model
 
     def require_goals(self) -> Result:

@@ -18,7 +18,7 @@ from optkit.models import (
     output_names,
     signature,
 )
-from optkit.runtime import tf_keras
+from optkit.runtime import tensorflow, tf_keras
 from optkit.translate import object_to_tf_keras
 
 __all__ = [
@@ -475,6 +475,7 @@ def infer_loss(model: Any, task: Task, given: Any = None) -> Loss:
     losses, chosen = _losses(model, given)
     names = output_names(model)
     weights = compiled_loss_weights(model)
+    _require_numbers(weights)
     by_output = {} if weights is None else _by_output(weights, names, "loss weights", _COMPILED)
     if not task.parts:
         loss = losses[""] if chosen else _loss_for(task)
@@ -492,6 +493,16 @@ def infer_loss(model: Any, task: Task, given: Any = None) -> Loss:
             f"{list(losses)}. Give targets for an output with a loss, or `Pipeline(loss={{…}})`."
         )
     return several_losses(parts)
+
+
+def _require_numbers(weights: Any) -> None:
+    """Refuses what is easily given for ``loss_weights``: the third argument of Keras 3's compile."""
+    for value in tensorflow().nest.flatten(weights):
+        if value is not None and not isinstance(value, int | float | np.number):
+            raise PipelineError(
+                f"The model was compiled with `loss_weights={weights!r}`, which are not numbers. "
+                "Metrics are given by name: `compile(…, metrics=[…])`."
+            )
 
 
 def loss_of_task(task: Task) -> Loss:

@@ -17,10 +17,26 @@ from typing import Any
 import numpy as np
 
 from optkit.errors import ModelError, first_line
-from optkit.models import clone, copy_learned_state, copy_state, is_graph, is_variable, rewire
+from optkit.models import (
+    clone,
+    constructor_config,
+    copy_learned_state,
+    copy_state,
+    is_graph,
+    is_variable,
+    rewire,
+)
 from optkit.runtime import isolated, keras, tensorflow, tf_keras
 
-__all__ = ["NotTraceableError", "build", "is_opaque", "is_wired", "opaque", "to_functional"]
+__all__ = [
+    "NotTraceableError",
+    "build",
+    "is_opaque",
+    "is_wired",
+    "opaque",
+    "refuse_own_steps",
+    "to_functional",
+]
 
 _CLOSE = 1e-5  # relative to the largest output; the same layers in the same order give the same
 _SEED = 20_240
@@ -93,7 +109,7 @@ def to_functional(model: Any, example: Any) -> Any:
         >>> [type(layer).__name__ for layer in to_functional(model, x).layers]
         ['InputLayer', 'Dense', 'Dense']
     """
-    _refuse_own_steps(model)
+    refuse_own_steps(model)
     with isolated(_SEED), _nodes_removed(model):
         graph = _traced(model, example)
         _require_all_weights(model, graph)
@@ -129,27 +145,49 @@ def opaque(model: Any, example: Any) -> Any:
         >>> [layer.name for layer in whole.layers][1:], whole.output_shape
         (['gated'], (None, 2))
     """
-    _refuse_own_steps(model)
+    refuse_own_steps(model)
     library = _library(model)
+    called = f"Model {model.name!r} ({type(model).__name__})"
     try:
-        fresh = type(model).from_config(model.get_config())
-        if library is tf_keras():
-            fresh._name = model.name
+        fresh = type(model).from_config(constructor_config(model))
+    except Exception as error:
+        raise ModelError(
+            f"{called} cannot be copied: {first_line(error)} Give it a `get_config()` that says all "
+            "that its constructor takes, or build it with the functional API."
+        ) from error
+    if library is tf_keras():
+        fresh._name = model.name
+    else:
+        fresh.name = model.name
+    try:
         inputs = _symbolic(model, example)
         copy = library.Model(inputs, fresh(inputs), name=model.name)
     except Exception as error:
         raise ModelError(
-            f"Model {model.name!r} ({type(model).__name__}) cannot be copied: "
-            f"{first_line(error)} Give it a `get_config()` that says all that its constructor "
-            "takes, or build it with the functional API."
+            f"{called} cannot be a part of a graph: its `call` does not run on symbolic inputs. "
+            f"{first_line(error)} Write what depends on data with TensorFlow's or Keras' own "
+            "operations, or build the model with the functional API."
         ) from error
-    if library is tf_keras():
-        copy_state(model, fresh)
-    else:
-        fresh.set_weights(model.get_weights())
+    _copy_all(model, fresh)
     with isolated(_SEED):
-        _require_equal(model, copy, example, kind=ModelError)
+        if not _is_equal(model, copy, example, "inference", "training"):
+            raise ModelError(
+                f"{called} cannot be copied: rebuilt from its `get_config()` it computes something "
+                "else. That must say all that the constructor takes."
+            )
     return copy
+
+
+def _copy_all(model: Any, fresh: Any) -> None:
+    """Weights, flags, names and the states of random generators for a model rebuilt of its own."""
+    if isinstance(model, tf_keras().Model):
+        copy_state(model, fresh)
+        return
+    for old, new in zip(model.variables, fresh.variables, strict=True):
+        new.assign(old)  # the states of generators, too, which are no weights
+    for old, new in zip(model._flatten_layers(), fresh._flatten_layers(), strict=True):
+        new.name = old.name
+        new.trainable = old.trainable
 
 
 def is_opaque(model: Any) -> bool:
@@ -182,7 +220,9 @@ def _built_sequential(model: Any, example: Any) -> Any:
     shape, dtype = _described(leaves[0])
     try:
         layers = [type(layer).from_config(layer.get_config()) for layer in model.layers]
-        fresh = library.Sequential([library.Input(shape, dtype=dtype), *layers], name=model.name)
+        name = _free("input", {layer.name for layer in layers})
+        first = library.Input(shape, dtype=dtype, name=name)
+        fresh = library.Sequential([first, *layers], name=model.name)
     except Exception as error:
         raise ModelError(
             f"Sequential model {model.name!r} does not go with inputs of shape {shape}: "
@@ -194,6 +234,12 @@ def _built_sequential(model: Any, example: Any) -> Any:
         copy_learned_state(old, new)
         new.trainable = old.trainable
     return fresh
+
+
+def _free(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _described(leaf: Any) -> tuple[tuple[int | None, ...], str]:
@@ -209,7 +255,12 @@ def _described(leaf: Any) -> tuple[tuple[int | None, ...], str]:
 # --------------------------------------------------------------------------------------------- trace
 
 
-def _refuse_own_steps(model: Any) -> None:
+def refuse_own_steps(model: Any) -> None:
+    """Refuses a model whose class trains or predicts in a way of its own.
+
+    Raises:
+        ModelError: Naming the method.
+    """
     home = _library(model).__name__
     for name in ("train_step", "test_step", "predict_step", "compute_loss"):
         own = getattr(type(model), name, None)
@@ -225,10 +276,14 @@ def _symbolic(model: Any, example: Any) -> Any:
     """Keras inputs like the example, in its structure."""
     library = _library(model)
     tf = tensorflow()
+    count = len(tf.nest.flatten(example))
     if isinstance(example, dict):
-        names: list[str | None] = sorted(example)
+        names: list[str] = sorted(example)
     else:
-        names = [None] * len(tf.nest.flatten(example))
+        # Names of their own: automatic ones differ from run to run, and with them kept stages.
+        names = ["input"] if count == 1 else [f"input_{n}" for n in range(1, count + 1)]
+        taken = {layer.name for layer in model._flatten_layers()}
+        names = [_free(name, taken) for name in names]
     inputs = []
     for name, leaf in zip(names, tf.nest.flatten(example), strict=True):
         shape, dtype = _described(leaf)
@@ -313,10 +368,18 @@ def _variables(model: Any) -> list[Any]:
     return [weight for weight in model.weights if is_variable(weight)]
 
 
-def _require_equal(
-    model: Any, graph: Any, example: Any, kind: type[ModelError] = NotTraceableError
-) -> None:
-    """Compares outputs, losses and updated weights, in both modes, on batches of several sizes."""
+def _require_equal(model: Any, graph: Any, example: Any) -> None:
+    for mode in ("inference", "training"):
+        if not _is_equal(model, graph, example, mode):
+            raise NotTraceableError(
+                f"Model {model.name!r} ({type(model).__name__}) is more than its layers wired "
+                f"together: in {mode} mode its graph gives something else. Its `call` may branch on "
+                "the mode, on data or on the size of the batch, or keep a state."
+            )
+
+
+def _is_equal(model: Any, other: Any, example: Any, *modes: str) -> bool:
+    """Compares outputs, losses and updated weights on batches of several sizes."""
     tf = tensorflow()
     count = len(tf.nest.flatten(example)[0])
     sizes = dict.fromkeys([count, 1, max(1, count // 2)])
@@ -332,17 +395,13 @@ def _require_equal(
         tf.nest.map_structure(lambda leaf, n=n: np.asarray(leaf)[:n], example) for n in sizes
     ]
     batches.append(tf.nest.map_structure(changed, example))
-    for training in (False, True):
+    for mode in modes:
         for batch in batches:
-            wanted = _run(model, batch, training)
-            found = _run(graph, batch, training)
+            wanted = _run(model, batch, mode == "training")
+            found = _run(other, batch, mode == "training")
             if len(wanted) != len(found) or not all(map(_close, wanted, found)):
-                mode = "training" if training else "inference"
-                raise kind(
-                    f"Model {model.name!r} ({type(model).__name__}) is more than its layers wired "
-                    f"together: in {mode} mode its graph gives something else. Its `call` may "
-                    "branch on the mode, on data or on the size of the batch, or keep a state."
-                )
+                return False
+    return True
 
 
 def _run(model: Any, batch: Any, training: bool) -> list[np.ndarray]:

@@ -33,6 +33,7 @@ from optkit.constraint import Constraint, constraints_from_arrays, constraints_t
 from optkit.errors import ModelError, OptkitError, PipelineError
 from optkit.fingerprint import Unfingerprintable, fingerprint
 from optkit.measuring import Measurement
+from optkit.models import is_variable
 from optkit.report import Report
 
 __all__ = ["HistoryEntry", "Run", "Stage", "StoredStage", "Workdir", "stage_key", "unique_key"]
@@ -569,7 +570,7 @@ class Run:
             name: Its name, as `stages` lists it; upper and lower case matter only where two differ
                 by nothing else. ``"baseline"`` is the model that came in.
             custom_objects: Classes of layers and functions by name, for a Keras model whose own are
-                not registered with `tf_keras.saving.register_keras_serializable`.
+                not registered with `register_keras_serializable` of their Keras.
 
         Raises:
             PipelineError: If there is no such stage.
@@ -585,7 +586,7 @@ class Run:
         except Exception as error:
             raise ModelError(
                 f"The artifact of the stage {stage.name!r} cannot be read: {error} Layers of your "
-                "own must be registered with `tf_keras.saving.register_keras_serializable`, or "
+                "own must be registered with `register_keras_serializable` of their Keras, or "
                 "given as `custom_objects`."
             ) from error
 
@@ -711,8 +712,10 @@ def _read_artifact(
         Terms(compile=False, custom_objects=custom_objects),
     )
     described = facts["artifact"]
-    if _layers(model) != described["layers"]:
+    if [kind for _, kind in _layers(model)] != [kind for _, kind in described["layers"]]:
         raise ModelError("it has other layers than the model that was written.")
+    for layer, (name, _) in zip(model._flatten_layers(), described["layers"], strict=True):
+        layer._name = name  # what is within a subclassed model is named anew when it is rebuilt
     # Parents come before what is in them, whose flags they set.
     for layer, flag in zip(model._flatten_layers(), described["trainable"], strict=True):
         layer.trainable = flag
@@ -730,9 +733,15 @@ def _layers(model: Any) -> list[list[str]]:
 
 def _weights_checksum(model: Any) -> str:
     found = hashlib.blake2b(digest_size=20)
-    for weight in model.get_weights():
+    for variable in model.weights:
+        if not is_variable(variable):  # words of a lookup, in an order that changes
+            continue
+        weight = variable.numpy()
         found.update(f"{weight.dtype.str}{weight.shape}".encode())
         found.update(np.ascontiguousarray(weight).tobytes())
+    for layer in model._flatten_layers():
+        if hasattr(layer, "get_vocabulary"):
+            found.update(repr([str(word) for word in layer.get_vocabulary()]).encode())
     return found.hexdigest()
 
 

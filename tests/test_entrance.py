@@ -268,3 +268,116 @@ def test_subclassed_models_come_back_as_functional_ones_of_their_keras():
     assert type(result.model.optimizer) is keras.optimizers.SGD
     assert [layer.name for layer in result.model.layers[1:]] == ["conv", "pool", "drop", "classes"]
     assert any("is subclassed" in note for note in result.report.notes)
+
+
+def own_layer(factor):
+    """A Keras 3 layer of the user's, not registered, whose code multiplies by a number."""
+
+    class Own(keras.layers.Layer):
+        def build(self, shape):
+            self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
+
+        def call(self, x):
+            return x * self.scale * factor
+
+    return Own
+
+
+def with_own_layer(kind):
+    keras.utils.set_random_seed(5)
+    image = keras.Input((8, 8, 1), name="image")
+    x = kind(name="own")(keras.layers.Flatten(name="flat")(image))
+    out = keras.layers.Dense(10, activation="softmax", name="classes")(x)
+    return keras.Model(image, out, name="with_own")
+
+
+def run_kept(model, folder):
+    events = []
+    result = ok.Pipeline([ok.FineTune(epochs=1), ok.QuantizeINT8(20)]).run(
+        model,
+        digits(200),
+        workdir=folder,
+        progress=lambda event: events.append(event.kind),
+        measure=QUICK,
+    )
+    return result, events.count("reused")
+
+
+def test_stages_of_carried_layers_are_reused_until_their_code_changes(tmp_path):
+    kind = own_layer(1.0)
+    first, _ = run_kept(with_own_layer(kind), tmp_path)
+    again, reused = run_kept(with_own_layer(kind), tmp_path)
+    assert reused == 2
+    assert again.artifact.content == first.artifact.content
+    other, reused = run_kept(with_own_layer(own_layer(3.0)), tmp_path)
+    assert reused == 0
+    assert other.artifact.content != first.artifact.content
+
+
+@pytest.mark.parametrize("kind", ["attention", "strings", "subclassed", "branching", "unbuilt"])
+@pytest.mark.parametrize("library", [keras, tf_keras], ids=["keras", "tf_keras"])
+def test_stages_of_every_kind_of_model_are_reused(kind, library, tmp_path):
+    from matrix import KINDS
+
+    model, data = KINDS[kind].model(library), KINDS[kind].data()
+    counts = []
+    for _ in range(2):
+        events = []
+        ok.Pipeline([ok.FineTune(epochs=1)]).run(
+            model,
+            data,
+            workdir=tmp_path,
+            progress=lambda event, events=events: events.append(event.kind),
+            measure=QUICK,
+        )
+        counts.append(events.count("reused"))
+    assert counts == [0, 1]
+
+
+def test_a_model_taken_as_a_whole_keeps_its_frozen_part_and_its_dropout():
+    class Whole(keras.Model):
+        def __init__(self):
+            super().__init__(name="mine")
+            self.frozen = keras.layers.Dense(8, name="frozen")
+            self.drop = keras.layers.Dropout(0.3)
+            self.classes = keras.layers.Dense(10, activation="softmax", name="classes")
+
+        def call(self, x, training=False):
+            x = self.frozen(keras.ops.reshape(x, (-1, 64)))
+            if training:
+                x = self.drop(x, training=True)
+            return self.classes(x)
+
+    data, model = digits(200), Whole()
+    model(data.train[0][:2])
+    model.frozen.trainable = False
+    before = [weight.copy() for weight in model.frozen.get_weights()]
+    result = ok.Pipeline([ok.FineTune(epochs=1), ok.Prune(0.5, epochs=1)]).run(
+        model, data, progress=False, measure=QUICK
+    )
+    after = result.model.get_layer("mine").frozen
+    assert not after.trainable
+    for one, other in zip(before, after.get_weights(), strict=True):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("kind", [keras.Model, keras.Sequential])
+def test_steps_of_ones_own_are_refused_instead_of_dropped(kind):
+    class Own(kind):
+        def train_step(self, *arguments):
+            return super().train_step(*arguments)
+
+    if kind is keras.Sequential:
+        model = Own([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    else:
+        image = keras.Input((8, 8, 1))
+        model = Own(image, keras.layers.Dense(10)(keras.layers.Flatten()(image)))
+    with pytest.raises(ok.ModelError, match=r"has its own `train_step\(\)`"):
+        ok.Pipeline([ok.FineTune(epochs=1)]).run(model, digits(100))
+
+
+def test_metrics_in_the_place_of_loss_weights_are_named():
+    model = three()
+    model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
+    with pytest.raises(ok.PipelineError, match="which are not numbers"):
+        ok.Pipeline([ok.FineTune(epochs=1)]).run(model, digits(100))

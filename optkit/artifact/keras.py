@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from optkit.artifact.base import GraphArtifact, Layer, batches_of, named_inputs
-from optkit.errors import DataError
+from optkit.errors import DataError, ModelError, first_line
 from optkit.models import Signature, clone, is_compiled, is_variable, signature
 from optkit.runtime import keras, tensorflow, tf_keras
 from optkit.translate import is_keras3, register_carriers, to_keras3, to_tf_keras
@@ -129,7 +129,7 @@ class KerasArtifact(GraphArtifact):
     @property
     def parameters(self) -> int:
         """Number of weight values, the statistics of batch normalization included."""
-        return int(sum(np.prod(weight.shape) for weight in _variables(self._model)))
+        return sum(_count(weight) for weight in _variables(self._model))
 
     @property
     def sparsity(self) -> float | None:
@@ -201,20 +201,25 @@ def _variables(part: Any) -> list[Any]:
     return [weight for weight in part.weights if is_variable(weight)]
 
 
+def _count(weight: Any) -> int:
+    """The number of values of a weight; of some lookups' the static shape is open."""
+    return int(np.prod(weight.shape if None not in weight.shape else weight.numpy().shape))
+
+
 def _describe(layer: Any, name: str, counted: set[int]) -> Layer:
     """A layer's weights that are not yet counted."""
     weights = [weight for weight in _variables(layer) if id(weight) not in counted]
     counted.update(id(weight) for weight in weights)
     values: Counter[str] = Counter()
     for weight in weights:
-        values[weight.dtype.base_dtype.name] += int(np.prod(weight.shape))
+        values[weight.dtype.base_dtype.name] += _count(weight)
     kernels = [weight.numpy() for weight in weights if len(weight.shape) > 1]
     total = sum(kernel.size for kernel in kernels)
     return Layer(
         name=name,
         kind=type(layer).__name__,
         parameters=values.total(),
-        bytes=sum(int(np.prod(w.shape)) * w.dtype.base_dtype.size for w in weights),
+        bytes=sum(_count(w) * w.dtype.base_dtype.size for w in weights),
         sparsity=float(1 - sum(np.count_nonzero(k) for k in kernels) / total) if total else None,
         dtype=values.most_common(1)[0][0] if values else None,
     )
@@ -227,7 +232,14 @@ def from_file(content: bytes, keras3: bool) -> KerasArtifact:
         path.write_bytes(content)
         library = keras() if keras3 else tf_keras()
         register_carriers()
-        return KerasArtifact(library.models.load_model(path, compile=False))
+        try:
+            return KerasArtifact(library.models.load_model(path, compile=False))
+        except Exception as error:
+            raise ModelError(
+                f"The Keras model cannot be made again from its file: {first_line(error)} Layers and "
+                f"functions of your own must be registered with "
+                f"`{library.__name__}.saving.register_keras_serializable`."
+            ) from error
 
 
 def _undate(path: Path) -> None:

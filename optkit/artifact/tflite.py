@@ -449,6 +449,8 @@ def _numpy_type(dtype: str) -> Any:
 
 def _joined(parts: list[np.ndarray], shape: tuple[int | None, ...]) -> np.ndarray:
     """Batches as one array of a shape without the batch, filled up with zeros or cut off."""
+    if not parts:
+        return np.zeros((0, *(size or 0 for size in shape)), np.float32)
     wanted = [
         max(part.shape[axis] for part in parts) if size is None else size
         for axis, size in enumerate(shape, start=1)

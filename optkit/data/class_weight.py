@@ -87,7 +87,9 @@ def _by_output(y: Any, weights: Any, weigh: Any) -> Any:
 
 
 def _aligned(weights: Any, rank: int) -> Any:
-    """Weights of samples beside weights of their positions."""
+    """Weights of samples beside weights of their positions, or in rows of one."""
+    if len(weights.shape) == rank + 1 and weights.shape[-1] == 1:
+        weights = weights[..., 0]
     while len(weights.shape) < rank:
         weights = weights[..., None]
     return weights

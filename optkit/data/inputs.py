@@ -62,6 +62,11 @@ def array_of(split: str, what: str, value: Any) -> np.ndarray:
         array = np.array(value, dtype=object)  # as wide as each text, not as the longest
     else:
         array = np.asarray(value)
+    if array.dtype.kind not in "biufcOSU":
+        raise DataError(
+            f"The {what} of `{split}` are neither numbers nor texts: dtype {array.dtype}. Turn "
+            "dates and times into numbers first."
+        )
     return _typed(split, what, array) if array.dtype.kind == "O" else array
 
 

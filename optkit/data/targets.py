@@ -62,7 +62,8 @@ class Targets:
                 return y[given[0]]
             return {name: y[name] for name in names if name in given}
         if not self.several:
-            return y
+            single = isinstance(y, list | tuple) and len(y) == 1 and has_shape(y[0])
+            return y[0] if single else y
         if isinstance(y, list | tuple) and len(y) == len(names) and not np.isscalar(y[0]):
             return dict(zip(names, y, strict=True))
         received = f"{len(y)}" if isinstance(y, list | tuple) else f"{type(y).__name__}"
@@ -142,9 +143,13 @@ class Targets:
             DataError: If they do not go with the model's outputs.
         """
         named = self.by_output(split, y)
+        if isinstance(named, list | tuple):
+            raise DataError(
+                f"The model has one output, and `{split}` gives {len(named)} targets a sample."
+            )
         changed: list[bool] = []
         self._each(named, lambda *given: changed.append(self._alters(split, *given)))
-        same = isinstance(y, dict) == isinstance(named, dict)
+        same = all(isinstance(y, kind) == isinstance(named, kind) for kind in (dict, tuple))
         return any(changed) or not same or (isinstance(y, dict) and list(y) != list(named))
 
     def _alters(self, split: str, output: str, info: TensorInfo | None, spec: Any) -> bool:

@@ -18,7 +18,7 @@ from optkit.metric import resolve_metric
 from optkit.models import Signature, TensorInfo, signature
 from optkit.runtime import isolated, tf_keras
 from optkit.task import Task, check_targets, infer_task, infer_task_of_outputs, one_hot_outputs
-from optkit.translate import is_keras3, to_tf_keras
+from optkit.translate import is_keras3
 
 __all__ = ["EXAMPLE_SAMPLES", "Finding", "measure"]
 
@@ -195,7 +195,7 @@ def _as_artifact(name: str, given: Any) -> Artifact:
     if isinstance(given, tf_keras().Model):
         return KerasArtifact(given)
     if is_keras3(given):
-        return KerasArtifact(to_tf_keras(given))
+        return KerasArtifact(given).treated()
     raise ArgumentTypeError(
         f"`{name}` must be an artifact, a Keras model, or the path of a .keras or .tflite file. "
         f"Received: {given!r} (of type {type(given).__name__})."
@@ -247,7 +247,10 @@ def _inputs_of(artifact: Artifact) -> Signature:
             for port in ports
         )
 
-    return Signature(infos(artifact.inputs), infos(artifact.outputs))
+    taken = (
+        infos(artifact.inputs) if artifact.front is None else signature(artifact.front.model).inputs
+    )
+    return Signature(taken, infos(artifact.outputs))
 
 
 def _task(model: Any, artifact: Artifact, split: Split, loss: Any) -> Task:

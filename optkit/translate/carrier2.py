@@ -62,6 +62,7 @@ class KerasOperation(tf_keras.layers.Layer):  # type: ignore[misc]
         super().__init__(autocast=False, **kwargs)  # what is carried casts by its own policy
         if isinstance(operation, dict):
             operation = revive(operation)
+            operation.name = self.name  # a model of the user's own may not take its name
         box = _Box(operation, list(forms or [_ONE_TENSOR]), list(frozen or ()))
         box.is_layer = isinstance(operation, keras.layers.Layer)
         if box.is_layer:

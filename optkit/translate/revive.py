@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from optkit.errors import ModelError
+from optkit.models import constructor_config
+from optkit.runtime import keras, tf_keras
 
 __all__ = ["remember", "revive", "revive_tf_keras", "serialized", "serialized_tf_keras"]
 
@@ -26,6 +28,9 @@ def serialized(value: Any) -> Any:
     import keras
 
     stored = _repaired(keras.saving.serialize_keras_object(value))
+    if isinstance(stored, dict) and isinstance(value, keras.Model) and "config" in stored:
+        taken = constructor_config(value)
+        stored["config"] = {k: item for k, item in stored["config"].items() if k in taken}
     remember(value, stored)
     return stored
 
@@ -57,8 +62,6 @@ def _repaired(stored: Any) -> Any:
 
 def serialized_tf_keras(value: Any) -> Any:
     """The tf_keras serialization of an object; its classes are known from then on."""
-    from optkit.runtime import tf_keras
-
     stored = tf_keras().saving.serialize_keras_object(value)
     remember(value, stored)
     return stored
@@ -116,19 +119,20 @@ def revive_tf_keras(stored: Any) -> Any:
     Raises:
         ModelError: If it names a class that is neither tf_keras' own nor registered nor known.
     """
-    from optkit.runtime import tf_keras
-
     return _revived(stored, tf_keras())
 
 
 def _revived(stored: Any, library: Any) -> Any:
     scope: dict[str, Any] = {}
+    other = tf_keras() if library.__name__ == "keras" else keras()
     for module, name, registered in _named(stored):
         found = _SEEN.get((module, name, registered))
         if library.saving.get_registered_object(registered) is not None:
             continue
         if found is None and _of_keras(module):
             continue
+        if found is None:  # given by the caller to the Keras that reads the file
+            found = other.saving.get_registered_object(registered)
         if found is None:
             raise ModelError(
                 f"The model holds an object of class {name!r} (module {module!r}), which is not "
