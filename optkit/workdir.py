@@ -545,11 +545,14 @@ class Run:
         """What made which stage the current one, the oldest first."""
         return [HistoryEntry(**entry) for entry in self._read()["history"]]
 
-    def current(self, custom_objects: Mapping[str, Any] | None = None) -> Artifact:
+    def current(
+        self, custom_objects: Mapping[str, Any] | None = None, *, trust: bool = False
+    ) -> Artifact:
         """The artifact of the current stage: what the last run gave, or `rollback` chose.
 
         Args:
             custom_objects: As for `load`.
+            trust: As for `load`.
 
         Raises:
             PipelineError: If no run has ended yet.
@@ -561,9 +564,11 @@ class Run:
                 f"No run has ended in {str(self.path)!r} yet. Run the pipeline on it again, or "
                 "choose a finished stage with `rollback(to=…)`."
             )
-        return self.load(name, custom_objects)
+        return self.load(name, custom_objects, trust=trust)
 
-    def load(self, name: str, custom_objects: Mapping[str, Any] | None = None) -> Artifact:
+    def load(
+        self, name: str, custom_objects: Mapping[str, Any] | None = None, *, trust: bool = False
+    ) -> Artifact:
         """The artifact of a stage.
 
         Args:
@@ -571,6 +576,7 @@ class Run:
                 by nothing else. ``"baseline"`` is the model that came in.
             custom_objects: Classes of layers and functions by name, for a Keras model whose own are
                 not registered with `register_keras_serializable` of their Keras.
+            trust: Whether code that is stored in the file, such as that of Lambda layers, may run.
 
         Raises:
             PipelineError: If there is no such stage.
@@ -579,7 +585,8 @@ class Run:
         stage = self._named(name)
         folder = self._folder(stage)
         try:
-            artifact = _read_artifact(folder, _verified(folder, stage.key), custom_objects)
+            facts = _verified(folder, stage.key)
+            artifact = _read_artifact(folder, facts, custom_objects, trust=trust)
             return artifact.finished() if isinstance(artifact, KerasArtifact) else artifact
         except _DamageError as error:
             raise ModelError(_no_artifact(stage, error)) from error
@@ -698,7 +705,11 @@ def _write_artifact(folder: Path, artifact: Artifact) -> dict[str, Any]:
 
 
 def _read_artifact(
-    folder: Path, facts: Mapping[str, Any], custom_objects: Mapping[str, Any] | None
+    folder: Path,
+    facts: Mapping[str, Any],
+    custom_objects: Mapping[str, Any] | None,
+    *,
+    trust: bool = False,
 ) -> Artifact:
     """Reads the artifact of a stage whose files are known to be whole.
 
@@ -709,7 +720,7 @@ def _read_artifact(
         return TFLiteArtifact.read(folder / f"artifact{TFLiteArtifact.suffix}")
     model = read_keras_archive(
         folder / f"artifact{KerasArtifact.suffix}",
-        Terms(compile=False, custom_objects=custom_objects),
+        Terms(compile=False, custom_objects=custom_objects, trust=trust),
     )
     described = facts["artifact"]
     if [kind for _, kind in _layers(model)] != [kind for _, kind in described["layers"]]:

@@ -381,3 +381,19 @@ def test_metrics_in_the_place_of_loss_weights_are_named():
     model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
     with pytest.raises(ok.PipelineError, match="which are not numbers"):
         ok.Pipeline([ok.FineTune(epochs=1)]).run(model, digits(100))
+
+
+def test_stages_with_code_in_them_are_done_again_and_loaded_on_trust(tmp_path):
+    image = tf_keras.Input((8, 8, 1), name="image")
+    x = tf_keras.layers.Lambda(lambda x: 2.0 * x, name="code")(image)
+    x = tf_keras.layers.Flatten(name="flat")(x)
+    model = tf_keras.Model(image, tf_keras.layers.Dense(10, "softmax", name="classes")(x))
+    _, reused = run_kept(model, tmp_path)
+    result, reused = run_kept(model, tmp_path)
+    assert reused == 1  # the flatbuffer
+    run = ok.Run(tmp_path)
+    with pytest.raises(ok.ModelError, match="code"):
+        run.load("FineTune")
+    x = digits(200).test[0]
+    loaded = run.load("FineTune", trust=True)
+    assert np.array_equal(loaded.predict(x), result.stages["FineTune"].predict(x))
