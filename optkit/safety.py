@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from optkit.runtime import keras, tensorflow, tf_keras
 
-__all__ = ["Library", "Unsafe", "find_unsafe", "is_plain_operation"]
+__all__ = ["Library", "Unsafe", "find_unsafe", "is_plain_function", "is_plain_operation"]
 
 Library = Literal["tf_keras", "keras"]
 
@@ -51,23 +51,46 @@ _FUNCTION_HOMES = (
     "random",
     "regularizers",
 )
-# Modules of TensorFlow whose functions take tensors and give tensors, and do nothing else.
+# Modules of TensorFlow whose public functions take tensors and give tensors, and do nothing else.
 _PLAIN_TENSORFLOW = re.compile(
     r"tensorflow\.python\.(?:ops\.(?:(?:gen_)?(?:array|bitwise|clip|image|linalg|manip|math|nn|"
-    r"random|sets|sort|sparse|special_math|spectral|string|stateless_random)_(?:ops|impl)(?:_impl|"
-    r"_stack|_v2)?|nn_impl|array_ops_stack|batch_norm_benchmark|bincount_ops|check_ops|clip_ops|"
+    r"random|random_crop|sets|sort|sparse|special_math|spectral|string|stateless_random)_"
+    r"(?:ops|impl)(?:_impl|_stack|_v2)?|nn_impl|array_ops_stack|bincount_ops|check_ops|clip_ops|"
     r"confusion_matrix|ctc_ops|embedding_ops|histogram_ops|sets_impl|weak_tensor_ops|"
     r"tensor_math_operator_overrides|tensor_getitem_override|"
-    r"(?:linalg|math|numpy_ops|ragged|signal|structured)(?:\.\w+)*)|"
+    r"(?:linalg|math|ragged|signal|structured)(?:\.\w+)*|"
+    r"numpy_ops\.np_(?:array_ops|math_ops|random|utils))|"
     r"framework\.(?:tensor_conversion|constant_op))$"
 )
 _TENSORFLOW_INITIALIZERS = ("tensorflow.python.ops.init_ops", "tensorflow.python.ops.init_ops_v2")
 # Of tf_keras' backend, what computes; the rest changes the state of the process or evaluates.
-_PLAIN_BACKEND = "tf_keras.src.backend"
-_BACKEND_STATE = re.compile(
-    r"(?:set|get|clear|reset|enable|disable|manual|function|print|eval|in|is|learning|init|batch_set"
-    r"|track|observe|unique|name|configure|control|graph|track|symbolic|to_dense|rnn|map_fn|fold)"
+_BACKEND = "tf_keras.src.backend"
+_PLAIN_BACKEND = re.compile(
+    r"(?:"
+    r"abs|all|any|arange|argmax|argmin|batch_dot|batch_flatten|batch_normalization|"
+    r"bias_add|binary_crossentropy|binary_focal_crossentropy|cast|cast_to_floatx|"
+    r"categorical_crossentropy|categorical_focal_crossentropy|clip|concatenate|constant|"
+    r"conv1d|conv2d|conv2d_transpose|conv3d|conv3d_transpose|cos|count_params|"
+    r"ctc_batch_cost|ctc_decode|ctc_label_dense_to_sparse|cumprod|cumsum|"
+    r"depthwise_conv2d|dot|dropout|dtype|elu|equal|exp|expand_dims|eye|flatten|"
+    r"gather|greater|greater_equal|hard_sigmoid|identity|in_top_k|int_shape|"
+    r"l2_normalize|less|less_equal|local_conv|local_conv1d|local_conv2d|log|"
+    r"logsumexp|max|maximum|mean|min|minimum|ndim|normalize_batch_in_training|"
+    r"not_equal|one_hot|ones|ones_like|permute_dimensions|pool2d|pool3d|pow|prod|"
+    r"random_bernoulli|random_binomial|random_normal|random_uniform|relu|repeat|"
+    r"repeat_elements|reshape|resize_images|resize_volumes|reverse|round|"
+    r"separable_conv1d|separable_conv2d|shape|sigmoid|sign|sin|softmax|softplus|"
+    r"softsign|sparse_categorical_crossentropy|spatial_2d_padding|spatial_3d_padding|"
+    r"sqrt|square|squeeze|stack|std|stop_gradient|sum|switch|tanh|temporal_padding|"
+    r"tile|to_dense|transpose|truncated_normal|var|zeros|zeros_like"
+    r")$"
 )
+# Of Keras' functions, what draws on the state of the process or builds objects from configurations,
+# which would open the door again; of TensorFlow's, what seeds and what maps a file into memory.
+_KERAS_STATE = re.compile(
+    r"(?:de)?serialize|populate|_|(?:get|draw_seed|global_seed_generator|make_default_seed)$"
+)
+_TENSORFLOW_STATE = re.compile(r"immutable|seed$")
 _OUTSIDE = re.compile(  # operations that reach out of the graph, as far as they claim to be pure
     r"File|Dataset|Reader|PyFunc|Sql|Rpc|Summary|Save|Restore|Snapshot|Gcs|TPU|Send|Recv|Remote|"
     r"Launch|Collective|Debug|Print|Iterator|Immutable|Xla|LoadAndRemap|Checkpoint|Nccl|Distributed"
@@ -120,6 +143,8 @@ _DATA = (
     "TensorShape",
     "TypeSpec",
 )
+_FUNCTION_CARRIER = "optkit.translate.carrier3"
+_OWN = "optkit>"  # what optkit's own classes are registered under
 _TRUST = "Pass `trust=True` if you know who made the file and trust them."
 
 
@@ -165,21 +190,31 @@ def find_unsafe(
         >>> [found.what for found in find_unsafe(bad, library="keras")]
         ["the file names 'Popen' of module 'subprocess', which is not known here"]
     """
-    judge = _Judge(library, dict(custom_objects or {}), revived)
+    judges: dict[Library | None, _Judge] = {
+        None: _Judge(library, dict(custom_objects or {}), revived),
+        # What a carrier holds is revived by the other Keras, which is not given `custom_objects`.
+        "keras": _Judge("keras", {}, False, carried=True),
+        "tf_keras": _Judge("tf_keras", {}, False, carried=True),
+    }
     found: list[Unsafe] = []
-    stack: list[tuple[Any, tuple[str, ...]]] = [(config, ())]
+    stack: list[tuple[Any, tuple[str, ...], Library | None]] = [(config, (), None)]
     while stack:  # not by recursion, which a deep file could drive too far
-        value, place = stack.pop()
+        value, place, reader = stack.pop()
         if isinstance(value, dict):
             if "class_name" in value:
                 place = (*place, _named(value))
-                bad = [Unsafe("/".join(place), *words) for words in judge.unsafe(value)]
+                bad = [Unsafe("/".join(place), *words) for words in judges[reader].unsafe(value)]
                 found.extend(bad)
                 if bad and value["class_name"] == "Lambda":
                     continue  # the code in it has been named
-            stack.extend((item, place) for item in reversed(value.values()))
+                key, other = _carried(value)
+                if key is not None and key in value["config"]:
+                    stack.append((value["config"][key], place, other))
+                    rest = {name: item for name, item in value["config"].items() if name != key}
+                    value = {**value, "config": rest}
+            stack.extend((item, place, reader) for item in reversed(value.values()))
         elif isinstance(value, list | tuple):
-            stack.extend((item, place) for item in reversed(value))
+            stack.extend((item, place, reader) for item in reversed(value))
     return tuple(dict.fromkeys(found))
 
 
@@ -209,11 +244,40 @@ def _named(value: dict[str, Any]) -> str:
     return f"{name[:80]} ({kind})" if isinstance(name, str) and name else kind
 
 
+def _carried(value: dict[str, Any]) -> tuple[str | None, Library | None]:
+    """Where one of optkit's carriers holds what the other Keras reads, and which one that is.
+
+    The rest of its configuration is read by the Keras that reads the carrier.
+    """
+    name = value["class_name"]
+    registered = value.get("registered_name", name)
+    if not isinstance(name, str) or not isinstance(value.get("config"), dict):
+        return None, None
+    name = name.removeprefix(_OWN)
+    if registered != f"{_OWN}{name}":
+        return None, None
+    if name == "KerasOperation":
+        return "operation", "keras"
+    if name == "TfKerasLayer":
+        return "layer", "tf_keras"
+    if name.startswith("Keras3"):
+        return "carried", "keras"
+    return ("carried", "tf_keras") if name.startswith("TfKeras") else (None, None)
+
+
 class _Judge:
     """Tells what is unsafe about one entry of a configuration, for one Keras."""
 
-    def __init__(self, library: Library, custom_objects: dict[str, Any], revived: bool):
+    def __init__(
+        self,
+        library: Library,
+        custom_objects: dict[str, Any],
+        revived: bool,
+        *,
+        carried: bool = False,
+    ):
         self.library, self.custom, self.revived = library, custom_objects, revived
+        self.carried = carried
 
     def unsafe(self, value: dict[str, Any]) -> Iterator[tuple[str, str]]:
         kind, config, module = value["class_name"], value.get("config"), value.get("module")
@@ -228,7 +292,7 @@ class _Judge:
         elif kind in _DATA:
             # Where one format knows data, another one may look for a class of that name.
             if module or value.get("registered_name"):
-                yield _unknown(kind, module, "class")
+                yield self._unknown(kind, module, "class")
             yield from self._data(kind, value, config)
         elif kind == "function":
             yield from self._function(value)
@@ -243,6 +307,17 @@ class _Judge:
         elif kind == "TypeSpec" and value.get("type_spec") not in _SPECS_REGISTERED:
             yield f"it holds a TypeSpec {str(value.get('type_spec'))[:80]!r}", _TRUST
 
+    def _unknown(self, name: Any, module: Any, what: str) -> tuple[str, str]:
+        shown = f"{str(name)[:80]!r}"
+        of = f" of module {str(module)[:80]!r}" if module not in (None, "builtins") else ""
+        given = "" if self.carried else f", or give it in `custom_objects={{{shown}: …}}`"
+        remedy = (
+            f"Import what registers this {what} (`{self.library}.saving."
+            f"register_keras_serializable`){given}. Modules that a file names are not imported "
+            "unless you pass `trust=True`."
+        )
+        return f"the file names {shown}{of}, which is not known here", remedy
+
     def _registered(self, name: Any) -> Any:
         if not isinstance(name, str):
             return None
@@ -253,11 +328,13 @@ class _Judge:
         name, module = value.get("config"), value.get("module")
         other = value.get("registered_name")
         if other not in (None, "function", name) and self._registered(other) is None:
-            yield _unknown(other, module, "function")  # some ways of reading look it up instead
+            yield self._unknown(
+                other, module, "function"
+            )  # some ways of reading look it up instead
         elif self._registered(name) is None and not (
             isinstance(name, str) and self._known_function(name, module) is not None
         ):
-            yield _unknown(name, module, "function")
+            yield self._unknown(name, module, "function")
 
     def _known_function(self, name: str, module: Any) -> Any:
         if module in (None, "builtins"):
@@ -281,35 +358,48 @@ class _Judge:
         return ("keras", "tf_keras") if self.library == "keras" else ("tf_keras", "keras")
 
     def _class(self, value: dict[str, Any]) -> Iterator[tuple[str, str]]:
-        name, module = value["class_name"], value.get("module")
+        name, module, config = value["class_name"], value.get("module"), value.get("config")
         # Which of its names a class is looked up by depends on the format, so all of them count.
         by_module, by_name = self._found(name, module), self._found(name, None)
-        config = value.get("config")
-        for found in {by_module, by_name} - {None}:
+        for found in dict.fromkeys((*by_module, *by_name)):
             if not _is_allowed(found):
-                yield _unknown(name, module, "class")
+                yield self._unknown(name, module, "class")
                 return
-            if isinstance(config, dict):
-                yield from self._own(found, config)
-        if by_module is not None:
+            if isinstance(config, dict) and (unsafe := list(self._own(found, config))):
+                yield from unsafe
+                return
+        registered = value.get("registered_name", name)
+        own, bare = self._registered(registered), self._registered(name)
+        # HDF5 calls whatever is registered under the name, be it a function.
+        callables = any(known is not None and not isinstance(known, type) for known in (own, bare))
+        if callables or (own is not None and not self._covers(registered, own, name)):
+            yield self._unknown(name, module, "class")
             return
-        if self._registered(value.get("registered_name", name)) is not None:
+        if getattr(own, "__module__", None) == _FUNCTION_CARRIER and isinstance(config, dict):
+            symbol = config.get("symbol")
+            if own.__name__ == "TensorFlowFunction" and not is_plain_function(symbol):
+                yield _reaching(symbol)
+        if by_module or own is not None:
             return
-        if not module and (self._registered(name) is not None or self.revived):
+        if not module and (bare is not None or self.revived):
             return
-        yield _unknown(name, module, "class")
+        yield self._unknown(name, module, "class")
 
-    def _found(self, name: str, module: Any) -> Any:
-        """What Keras has under that name, whatever it is."""
+    def _covers(self, registered: Any, own: Any, name: str) -> bool:
+        """Whether a registered name vouches for the name of the class, by which HDF5 looks."""
+        return name in (registered, own.__name__) or name in self.custom
+
+    def _found(self, name: str, module: Any) -> list[Any]:
+        """What either Keras has under that name, whatever it is."""
         if module and not isinstance(module, str):
-            return None
-        for library in self._libraries():
-            found = _of_keras(library, module, name) if module else _bare_class(library, name)
-            if found is not None:
-                return found
+            return []
+        found = [
+            _of_keras(library, module, name) if module else _bare_class(library, name)
+            for library in self._libraries()
+        ]
         if module in _TENSORFLOW_INITIALIZERS:
-            return vars(sys.modules[module]).get(name)
-        return None
+            found.append(vars(sys.modules[module]).get(name))
+        return [one for one in found if one is not None]
 
     def _own(self, kind: type, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
         """What is unsafe about the configuration of one of Keras' own classes."""
@@ -322,7 +412,7 @@ class _Judge:
                         (f"{_TRUST} Better build the model with a layer class instead of Lambda."),
                     )
         elif name in ("TFOpLambda", "SlicingOpLambda"):
-            if not _is_plain_symbol(config.get("function")):
+            if not is_plain_function(config.get("function")):
                 yield _reaching(config.get("function"))
         elif name == "ClassMethod":
             symbol, method = config.get("cls_symbol"), config.get("method_name")
@@ -341,7 +431,10 @@ class _Judge:
     def _holds_code(self, config: dict[str, Any], part: str) -> bool:
         """Whether a part of a Lambda layer is anything but data or the name of a known function."""
         value = config.get(part)
-        if value is None or config.get(f"{part}_type") == "raw":
+        if value is None:
+            return False
+        # A function is never data: Keras 3 unpacks a list as code without looking at the type.
+        if part != "function" and config.get(f"{part}_type") == "raw":
             return False
         if isinstance(value, dict):
             return bool(value.get("class_name") != "function")  # named functions are judged apart
@@ -363,16 +456,6 @@ def _is_allowed(found: Any) -> bool:
     return library in ("keras", "tf_keras") and home.partition(".")[0] in _CLASS_HOMES
 
 
-def _unknown(name: Any, module: Any, what: str) -> tuple[str, str]:
-    of = f" of module {str(module)[:80]!r}" if module not in (None, "builtins") else ""
-    remedy = (
-        f"Import what registers this {what} (`register_keras_serializable`), or give it in "
-        f"`custom_objects={{{str(name)[:80]!r}: …}}`. Modules that a file names are not imported "
-        "unless you pass `trust=True`."
-    )
-    return f"the file names {str(name)[:80]!r}{of}, which is not known here", remedy
-
-
 def _reaching(name: Any) -> tuple[str, str]:
     return f"it calls {str(name)[:80]!r} of TensorFlow, which may reach out of the model", _TRUST
 
@@ -388,15 +471,32 @@ def _is_plain(function: Any) -> bool:
     module, name = _home(function)
     package, _, rest = module.partition(".src.")
     if package in ("keras", "tf_keras") and rest.partition(".")[0] in _FUNCTION_HOMES:
-        # What builds objects from configurations would open the door again.
-        return not re.match(r"(?:de)?serialize|get$|_", name)
-    if module == _PLAIN_BACKEND:
-        return not _BACKEND_STATE.match(name)
-    return _PLAIN_TENSORFLOW.match(module) is not None and not name.startswith("immutable")
+        return not _KERAS_STATE.match(name)
+    if module == _BACKEND:
+        return _PLAIN_BACKEND.match(name) is not None
+    if not _PLAIN_TENSORFLOW.match(module) or _TENSORFLOW_STATE.match(name):
+        return False
+    return _is_public(function)
 
 
-def _is_plain_symbol(symbol: Any) -> bool:
-    """Whether a public name of TensorFlow's, as in ``"math.add"``, is that of a plain function."""
+def _is_public(function: Any) -> bool:
+    """Whether TensorFlow has a public name for a function of its own."""
+    from tensorflow.python.util import tf_export
+
+    name = tf_export.get_canonical_name_for_symbol(function, add_prefix_to_v1_names=True)
+    return name is not None
+
+
+def is_plain_function(symbol: Any) -> bool:
+    """Whether a public name of TensorFlow's is that of a function of tensors that does no more.
+
+    Args:
+        symbol: The name without the leading ``tf.``, for example ``"math.add"``.
+
+    Example:
+        >>> [is_plain_function(name) for name in ("math.add", "io.read_file", "random.set_seed")]
+        [True, False, False]
+    """
     if not isinstance(symbol, str) or symbol.startswith(("raw_ops.", "compat.v1.raw_ops.")):
         return False
     from tensorflow.python.util import tf_export
@@ -469,8 +569,11 @@ def _bare_class(library: Library, name: str) -> Any:
         if found is not None:
             return found
     for place in places:
-        module = sys.modules.get(f"{library}.{place}" if place else library)
-        found = getattr(module, name, None)
-        if isinstance(found, type):
-            return found
+        # Keras 3 looks among all that its modules import, not only what is public.
+        for home in (library, f"{library}.src"):
+            module = sys.modules.get(f"{home}.{place}" if place else home)
+            found = getattr(module, name, None)
+            # A function counts as well: it would be called with what the file says.
+            if isinstance(found, type) or (callable(found) and place):
+                return found
     return None

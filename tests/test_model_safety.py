@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import pickle
+import re
 import shutil
 import sys
 import zipfile
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 
 import optkit as ok
-from optkit.safety import find_unsafe
+from optkit.safety import find_unsafe, is_plain_function
 from tests.test_model_files import PAIRS, library, nested, save
 
 ARCHIVES = ["keras", "tf_keras"]
@@ -113,6 +114,45 @@ def test_named_functions_of_lambda_layers_are_the_callers(tmp_path):
     entry = {"class_name": "Lambda", "config": config}
     assert find_unsafe(entry, library="tf_keras")
     assert not find_unsafe(entry, library="tf_keras", custom_objects={"double": double})
+
+
+def test_code_of_lambda_layers_that_claims_to_be_data(tmp_path, mark):
+    """Keras 3 unpacks what an old HDF5 file holds as a function, whatever type it states."""
+    import keras
+    from keras.src.utils import python_utils
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, name="dense")])
+    path = save(model, "keras", "h5", tmp_path)
+    source = f"lambda x: (open({str(mark)!r}, 'w').close(), x)[1]"
+    evil = entry(
+        "Lambda",
+        {
+            "name": "evil",
+            "function": [python_utils.func_dump(eval(source))[0], None, None],
+            "function_type": "raw",
+            "output_shape": None,
+        },
+    )
+    for name in ARCHIVES:
+        assert find_unsafe(evil, library=name)
+    assert not find_unsafe(
+        entry(
+            "Lambda",
+            {
+                "function": entry("function", "relu"),
+                "output_shape": [4],
+                "output_shape_type": "raw",
+            },
+        ),
+        library="keras",
+    )
+    with h5py.File(path, "a") as file:
+        config = json.loads(file.attrs["model_config"])
+        config["config"]["layers"].append(evil)
+        file.attrs["model_config"] = json.dumps(config)
+    refused(path, mark, r"evil \(Lambda\): its `function` is Python code")
+    ok.load_model(path, trust=True)(np.ones((1, 4), "float32"))
+    assert mark.exists(), "this file does nothing, so the test proves nothing"
 
 
 def test_pickled_weights(tmp_path, mark):
@@ -216,6 +256,32 @@ FOREIGN = {
     "Python in a graph": entry("TFOpLambda", {"function": "numpy_function"}, module="keras.layers"),
     "a library": entry("TFOpLambda", {"function": "load_op_library"}, module="keras.layers"),
     "a raw operation": entry("TFOpLambda", {"function": "raw_ops.ReadFile"}, module="keras.layers"),
+    "NumPy's ways for the process": entry(
+        "TFOpLambda",
+        {"function": "experimental.numpy.experimental_enable_numpy_behavior"},
+        module="keras.layers",
+    ),
+    "its ways as a function": entry(
+        "function", "enable_numpy_behavior", module="tensorflow.python.ops.numpy_ops.np_config"
+    ),
+    "the types of the process": entry(
+        "function", "set_prefer_float32", module="tensorflow.python.ops.numpy_ops.np_dtypes"
+    ),
+    "a seed": entry(
+        "TFOpLambda", {"function": "experimental.numpy.random.seed"}, module="keras.layers"
+    ),
+    "a seed as a function": entry(
+        "function", "seed", module="tensorflow.python.ops.numpy_ops.np_random"
+    ),
+    "training for the process": entry(
+        "TFOpLambda", {"function": "keras.backend.set_learning_phase"}, module="keras.layers"
+    ),
+    "a function called as a class": entry("deserialize", {"config": "relu"}),
+    "such a function under a known name": entry("deserialize", registered_name="Custom>Adam"),
+    "a class under another's name": entry("Unheard", registered_name="Custom>Adam"),
+    "a file under another's name": entry(
+        "IndexLookup", {"vocabulary": "/etc/hostname"}, registered_name="Custom>Adam"
+    ),
     "a method": entry("ClassMethod", {"cls_symbol": "io.gfile.GFile", "method_name": "read"}),
     "an attribute": entry("InstanceProperty", {"attr_name": "__class__"}),
     "an old operation": entry("TensorFlowOpLayer", {"node_def": '{"op": "ReadFile"}'}),
@@ -380,6 +446,199 @@ def test_a_model_that_reads_files(tmp_path):
         ok.load_model(path)
     trusted = ok.load_model(path, trust=True)
     assert trusted(tf.constant([[str(secret)]])).numpy() == b"the secret"
+
+
+@contextlib.contextmanager
+def registered(keras, thing, name):
+    """Registers a class or function with Keras, for a while."""
+    keras.saving.register_keras_serializable(package="safety", name=name)(thing)
+    try:
+        yield f"safety>{name}"
+    finally:
+        keras.saving.get_custom_objects().pop(f"safety>{name}")
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_registered_names_cover_one_class_and_no_call(tmp_path, mark, name):
+    keras = library(name)
+
+    def maker(**anything):
+        mark.touch()
+        return keras.initializers.Zeros()
+
+    class Own(keras.initializers.Zeros):
+        pass
+
+    path = save(nested(keras), name, "h5", tmp_path)
+
+    def put(evil):
+        with h5py.File(path, "a") as file:
+            config = crafted(json.loads(file.attrs["model_config"]), evil)
+            file.attrs["model_config"] = json.dumps(config)
+
+    def judged(kind, **more):
+        return find_unsafe(entry(kind, **more), library=name)
+
+    with registered(keras, maker, "maker") as full:
+        put(entry(full, {"text": "x"}))
+        refused(path, mark, "names 'safety>maker'")
+        assert judged("maker", registered_name=full, module="tests")
+        assert not find_unsafe(entry("function", full), library=name)
+    with registered(keras, Own, "Own") as full:
+        assert not judged(full)
+        assert not judged("Own", registered_name=full, module="tests")
+        for other in ("Unheard", "deserialize", "relu", "IndexLookup"):
+            assert judged(other, registered_name=full)
+        assert judged("Dense", registered_name=full, module="keras.layers")
+        # A class that has another name by now is the caller's to vouch for.
+        old = entry("Former", registered_name=full, module="tests")
+        assert find_unsafe(old, library=name)
+        assert not find_unsafe(old, library=name, custom_objects={"Former": Own})
+        put(entry(full))
+        assert ok.load_model(path) is not None
+
+
+def test_a_registered_function_would_be_called(tmp_path, mark):
+    import tf_keras
+
+    def maker(**anything):
+        mark.touch()
+        return tf_keras.initializers.Zeros()
+
+    path = save(nested(tf_keras), "tf_keras", "h5", tmp_path)
+    with registered(tf_keras, maker, "maker") as full:
+        with h5py.File(path, "a") as file:
+            config = crafted(json.loads(file.attrs["model_config"]), entry(full, {"text": "x"}))
+            file.attrs["model_config"] = json.dumps(config)
+        tf_keras.models.load_model(path)
+        assert mark.exists(), "this file does nothing, so the test above proves nothing"
+
+
+def test_no_function_that_changes_the_process_is_plain():
+    from tensorflow.python.util import tf_export
+
+    changes = re.compile(
+        r"seed|enable|disable|set_|reset|register|config|global|print|session|py_func|save|"
+        r"restore|load|write|file|delete|assign|variable|learning_phase"
+    )
+    harmless = re.compile(
+        r"(compat\.v1\.)?(fingerprint|linalg\.(set_diag|global_norm)|matrix_set_diag|sets\.set_\w+|global_norm|"
+        r"clip_by_global_norm|nn\.batch_norm_with_global_normalization|sparse(\.|_)reset_shape|"
+        r"ragged\.\w+|keras\.\w+\.\w*)"
+    )
+    names = [name for name in tf_export._NAME_TO_SYMBOL_MAPPING if "raw_ops." not in name]
+    plain = [name for name in names if is_plain_function(name)]
+    assert {"math.add", "nn.relu", "image.random_crop", "signal.rfft"} <= set(plain)
+    found = [name for name in plain if changes.search(name) and not harmless.fullmatch(name)]
+    assert found == []
+    keras_names = {name.rpartition(".")[2] for name in plain if "keras.backend" in name}
+    assert "softmax" in keras_names
+    assert not [name for name in keras_names if changes.search(name)]
+
+
+@pytest.mark.parametrize(
+    "symbol",
+    [
+        "random.set_global_generator",
+        "random.get_global_generator",
+        "random.set_seed",
+        "random.create_rng_state",
+        "nn.fixed_unigram_candidate_sampler",
+        "random.Generator",
+    ],
+)
+def test_functions_that_a_keras_3_file_may_not_run(tmp_path, symbol):
+    import keras
+    import tensorflow as tf
+
+    from optkit.translate.carrier3 import TensorFlowFunction
+
+    inputs = keras.Input((4,))
+    call = {"args": [{"tensor": 0}], "kwargs": {}}
+    model = keras.Model(inputs, TensorFlowFunction("math.abs", [call], name="called")(inputs))
+    path = save(model, "keras", "keras", tmp_path)
+    assert ok.load_model(path).get_layer("called").symbol == "math.abs"
+    text = b'"symbol": "math.abs"'
+    with zipfile.ZipFile(path) as archive:
+        config = archive.read("config.json")
+    assert text in config
+    rewrite(path, {"config.json": config.replace(text, f'"symbol": "{symbol}"'.encode())})
+    before = tf.random.get_global_generator()
+    with pytest.raises(ok.ModelError, match=rf"called \(TensorFlowFunction\): it calls '{symbol}'"):
+        ok.load_model(path)
+    assert tf.random.get_global_generator() is before
+    with pytest.raises(ok.ModelError, match=r"not among|has no function"):
+        TensorFlowFunction(symbol, [call])
+
+
+# --------------------------------------------------------------------------------------- carriers
+
+
+def own_layer(keras):
+    """A layer of the user's own, of either Keras."""
+    import tensorflow as tf
+
+    class Own(keras.layers.Layer):
+        def build(self, shape):
+            self.kernel = self.add_weight(shape=(shape[-1], 4), name="kernel")
+            super().build(shape)
+
+        def call(self, x):
+            return tf.matmul(x, tf.convert_to_tensor(self.kernel))
+
+    return Own
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+@pytest.mark.parametrize("form", ["keras", "h5"])
+def test_what_is_carried_is_judged_by_the_keras_that_reads_it(tmp_path, name, form):
+    from optkit.translate import to_keras3, to_tf_keras
+
+    keras = library(name)
+    other = ARCHIVES[1 - ARCHIVES.index(name)]
+    kind = own_layer(keras)
+    with registered(keras, kind, "Own"):
+        model = keras.Sequential([keras.Input((6,)), kind(name="own")])
+        model.compile("sgd", "mse")
+        translated = (to_tf_keras if name == "keras" else to_keras3)(model)
+        path = save(translated, other, form, tmp_path)
+        loaded = ok.load_model(path)
+    x = np.random.default_rng(0).random((3, 6)).astype("float32")
+    np.testing.assert_array_equal(loaded(x), translated(x))
+    # Known to the Keras that does not read it is not known.
+    with registered(library(other), own_layer(library(other)), "Own"):
+        with pytest.raises(ok.ModelError, match="names 'Own'") as caught:
+            ok.load_model(path)
+        assert f"`{name}.saving.register_keras_serializable`" in str(caught.value)
+        assert "custom_objects" not in str(caught.value)
+
+
+def test_only_what_a_carrier_hands_on_is_read_by_the_other_keras(mark, evil_module):
+    import keras
+
+    from optkit.translate import carrier2  # noqa: F401
+
+    with registered(keras, own_layer(keras), "Own") as full:
+        evil = entry("Own", module=evil_module, registered_name=full)
+        fine = {"operation": evil, "name": "box"}
+        for box in (
+            entry("KerasOperation", fine, module="optkit", registered_name="optkit>KerasOperation"),
+            entry("optkit>KerasOperation", fine),
+        ):
+            assert not find_unsafe(box, library="tf_keras")
+            assert find_unsafe(box, library="keras")
+        bad = [
+            entry("optkit>KerasOperation", {"dtype": evil}),
+            entry("optkit>KerasOperation", {"forms": [evil], "operation": evil}),
+            entry("optkit>KerasOperation", {"operation": evil}, build_config={"x": evil}),
+            entry("optkit>KerasOperation", [evil]),
+            entry("optkit>KerasOperation", fine, registered_name="Custom>Adam"),
+            entry("Dense", fine, module="keras.layers", registered_name="optkit>KerasOperation"),
+            entry("optkit>KerasOperation", {"operation": entry("Popen", module="subprocess")}),
+        ]
+        for box in bad:
+            assert find_unsafe(box, library="tf_keras"), box
+    assert not mark.exists()
 
 
 # ---------------------------------------------------------------------------------------- archives

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from optkit.errors import ModelError
 from optkit.runtime import tf_keras
+from optkit.safety import is_plain_function
 from optkit.translate.forms import fill
 from optkit.translate.revive import revive_tf_keras, serialized_tf_keras
 from optkit.translate.weights import ordered, parts
@@ -213,9 +214,7 @@ def tensorflow_function(symbol: str) -> Any:
     plain = symbol.removeprefix("tf.").removeprefix("compat.v1.").removeprefix("compat.v2.")
     space, _, leaf = plain.rpartition(".")
     if not (space in _NAMESPACES or (not space and leaf in _FUNCTIONS)):
-        raise ModelError(
-            f"`tf.{symbol}` is not among the functions of tensors that optkit runs by name."
-        )
+        raise _not_among(symbol)
     if space == "__operators__":
         return _operator(leaf)
     found: Any = tf
@@ -223,7 +222,16 @@ def tensorflow_function(symbol: str) -> Any:
         found = getattr(found, part, None)
     if not callable(found) or inspect.isclass(found):
         raise ModelError(f"TensorFlow {tf.__version__} has no function `tf.{plain}`.")
+    # The namespaces hold more than that: seeds, generators, a sampler that reads a file.
+    if not is_plain_function(plain):
+        raise _not_among(symbol)
     return found
+
+
+def _not_among(symbol: str) -> ModelError:
+    return ModelError(
+        f"`tf.{symbol}` is not among the functions of tensors that optkit runs by name."
+    )
 
 
 def _operator(leaf: str) -> Any:
