@@ -213,6 +213,12 @@ def crafted(config, evil):
     return config
 
 
+def called(symbol):
+    """A layer of tf_keras that calls a function of TensorFlow."""
+    module = "tf_keras.src.layers.core.tf_op_layer"
+    return entry("TFOpLambda", {"function": symbol}, module=module, registered_name="TFOpLambda")
+
+
 FOREIGN = {
     "a class of a module": entry("Popen", {"args": "true"}, module="subprocess"),
     "a function of a module": entry("function", "system", module="os", registered_name="system"),
@@ -251,31 +257,23 @@ FOREIGN = {
     "a method of everything": entry("InstanceMethod", {"attr_name": "eval"}),
     "a class that is no string": {"class_name": ["os"], "config": {}},
     "a constant of no type": entry("__numpy__", {"value": [1], "dtype": "O"}),
-    "reading a file": entry("TFOpLambda", {"function": "io.read_file"}, module="keras.layers"),
-    "writing a file": entry("TFOpLambda", {"function": "io.write_file"}, module="keras.layers"),
-    "Python in a graph": entry("TFOpLambda", {"function": "numpy_function"}, module="keras.layers"),
-    "a library": entry("TFOpLambda", {"function": "load_op_library"}, module="keras.layers"),
-    "a raw operation": entry("TFOpLambda", {"function": "raw_ops.ReadFile"}, module="keras.layers"),
-    "NumPy's ways for the process": entry(
-        "TFOpLambda",
-        {"function": "experimental.numpy.experimental_enable_numpy_behavior"},
-        module="keras.layers",
-    ),
+    "reading a file": called("io.read_file"),
+    "writing a file": called("io.write_file"),
+    "Python in a graph": called("numpy_function"),
+    "a library": called("load_op_library"),
+    "a raw operation": called("raw_ops.ReadFile"),
+    "NumPy's ways for the process": called("experimental.numpy.experimental_enable_numpy_behavior"),
     "its ways as a function": entry(
         "function", "enable_numpy_behavior", module="tensorflow.python.ops.numpy_ops.np_config"
     ),
     "the types of the process": entry(
         "function", "set_prefer_float32", module="tensorflow.python.ops.numpy_ops.np_dtypes"
     ),
-    "a seed": entry(
-        "TFOpLambda", {"function": "experimental.numpy.random.seed"}, module="keras.layers"
-    ),
+    "a seed": called("experimental.numpy.random.seed"),
     "a seed as a function": entry(
         "function", "seed", module="tensorflow.python.ops.numpy_ops.np_random"
     ),
-    "training for the process": entry(
-        "TFOpLambda", {"function": "keras.backend.set_learning_phase"}, module="keras.layers"
-    ),
+    "training for the process": called("keras.backend.set_learning_phase"),
     "a function called as a class": entry("deserialize", {"config": "relu"}),
     "such a function under a known name": entry("deserialize", registered_name="Custom>Adam"),
     "a class under another's name": entry("Unheard", registered_name="Custom>Adam"),
@@ -309,6 +307,16 @@ def test_what_a_configuration_may_not_name(tmp_path, mark, evil_module, name, wh
         config = crafted(json.loads(file.attrs["model_config"]), evil)
         file.attrs["model_config"] = json.dumps(config)
     refused(old, mark, "was not loaded, and nothing in it was run")
+
+
+def test_functions_of_tensors_may_be_called():
+    import tensorflow as tf
+
+    assert callable(tf.experimental.numpy.abs)  # loaded when it is first asked for
+    for symbol in ("math.add", "nn.softmax", "experimental.numpy.abs", "keras.backend.softmax"):
+        assert not find_unsafe(called(symbol), library="tf_keras"), symbol
+    for symbol in ("experimental.numpy.random.seed", "keras.backend.clear_session"):
+        assert find_unsafe(called(symbol), library="tf_keras"), symbol
 
 
 def test_modules_are_imported_by_keras_and_not_by_optkit(tmp_path, mark, evil_module):
@@ -515,8 +523,10 @@ def test_a_registered_function_would_be_called(tmp_path, mark):
 
 
 def test_no_function_that_changes_the_process_is_plain():
+    import tensorflow as tf
     from tensorflow.python.util import tf_export
 
+    assert callable(tf.experimental.numpy.abs)  # loaded when it is first asked for
     changes = re.compile(
         r"seed|enable|disable|set_|reset|register|config|global|print|session|py_func|save|"
         r"restore|load|write|file|delete|assign|variable|learning_phase"
