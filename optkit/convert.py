@@ -303,8 +303,22 @@ def _unrolled() -> Iterator[None]:
 
     loop = backend.rnn
 
-    def steps(*arguments: Any, **keywords: Any) -> Any:
-        return loop(*arguments, **{**keywords, "unroll": True})
+    def steps(
+        step: Any,
+        inputs: Any,
+        states: Any,
+        *,
+        mask: Any = None,
+        go_backwards: bool = False,
+        time_major: bool = False,
+        zero_output_for_mask: bool = False,
+        **others: Any,
+    ) -> Any:
+        if mask is not None:
+            kept = tensorflow().unstack(mask, axis=0 if time_major else 1)
+            step = _masked(step, kept[::-1] if go_backwards else kept, zero_output_for_mask)
+        others |= {"go_backwards": go_backwards, "time_major": time_major, "unroll": True}
+        return loop(step, inputs, states, **others)
 
     with locked():
         backend.rnn = steps
@@ -312,6 +326,37 @@ def _unrolled() -> Iterator[None]:
             yield
         finally:
             backend.rnn = loop
+
+
+def _masked(step: Any, kept: list[Any], zeros: bool) -> Any:
+    """A step of a loop that leaves what it holds as it is for the samples that are masked there.
+
+    In arithmetic, where Keras selects: LiteRT's usual delegate refuses quantized files that select
+    by a mask step by step.
+
+    Args:
+        step: From inputs and states (and constants behind them) to an output and new states.
+        kept: The mask of each step, in the order in which they are taken.
+        zeros: Whether the output of a masked step is 0, and not that of the step before.
+    """
+    tf = tensorflow()
+    masks = iter(kept)
+    last: list[Any] = []
+
+    def blend(keep: Any, new: Any, before: Any) -> Any:
+        keep = tf.cast(tf.reshape(keep, [-1, *[1] * (len(new.shape) - 1)]), new.dtype)
+        return keep * new if before is None else before + keep * (new - before)
+
+    def taken(inputs: Any, states: Any) -> Any:
+        keep = next(masks)
+        output, new = step(inputs, states)
+        pairs = zip(tf.nest.flatten(new), tf.nest.flatten(states), strict=False)  # constants stay
+        new = tf.nest.pack_sequence_as(new, [blend(keep, *pair) for pair in pairs])
+        output = blend(keep, output, last[0] if last and not zeros else None)
+        last[:] = [output]
+        return output, new
+
+    return taken
 
 
 def _operators(concrete: Any) -> set[str]:

@@ -148,6 +148,78 @@ def test_a_float_file_is_equal_and_a_full_integer_one_close(kind):
     assert quantized.predict(x[:1]).shape == (1, 10)
 
 
+def masked(layer, value=0.0, kind=None):
+    """A model that masks steps, and samples in which some are."""
+    import tf_keras as keras
+
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    rng = np.random.default_rng(0)
+    hidden = np.ones((24, 8), bool)
+    hidden[::2, 5:] = hidden[::3, :2] = False
+    if kind == "tokens":
+        first = [keras.Input((8,), dtype="int32"), layers.Embedding(9, 8, mask_zero=True)]
+        first[1].build(None)
+        first[1].set_weights([rng.normal(size=(9, 8))])
+        x = (rng.integers(1, 9, (24, 8)) * hidden).astype("int32")
+    else:
+        first = [keras.Input((8, 8)), layers.Masking(value)]
+        x = np.where(hidden[..., None], rng.normal(size=(24, 8, 8)), value).astype("float32")
+    model = keras.Sequential([*first, layer])
+    if len(model.output_shape) > 2:
+        model.add(layers.Flatten())
+    model.add(layers.Dense(10))
+    return model, x
+
+
+def masked_kinds():
+    import tf_keras as keras
+
+    layers = keras.layers
+    return {
+        "lstm": (layers.LSTM(4), None),
+        "gru": (layers.GRU(4), None),
+        "all steps, backwards": (layers.LSTM(4, return_sequences=True, go_backwards=True), None),
+        "zeros for masked ones": (
+            layers.GRU(4, return_sequences=True, zero_output_for_mask=True),
+            None,
+        ),
+        "both ways": (layers.Bidirectional(layers.LSTM(4)), None),
+        "cells": (layers.RNN([layers.LSTMCell(4), layers.GRUCell(3)]), None),
+        "tokens": (layers.LSTM(4, return_sequences=True), "tokens"),
+    }
+
+
+@pytest.mark.parametrize("case", list(masked_kinds()))
+def test_masked_steps_are_left_out_of_a_full_integer_file(case):
+    layer, kind = masked_kinds()[case]
+    model, x = masked(layer, kind=kind)
+    artifact = convert(model, samples=lambda: iter([[row[None]] for row in x]), io="int8").artifact
+    assert apart(artifact, model, x) < 0.07
+
+    def unmasked(x, training):
+        hidden = np.asarray(model.layers[0](x))  # an array carries no mask
+        for layer in model.layers[1:]:
+            hidden = layer(hidden)
+        return hidden
+
+    assert apart(artifact, unmasked, x) > 0.15
+
+
+def test_masks_by_a_value_that_8_bits_do_not_hold():
+    import tf_keras as keras
+
+    model, x = masked(keras.layers.LSTM(4), value=-1.0)
+    data = ok.Data(train=(x, np.random.default_rng(0).random((24, 10))))
+    with pytest.raises(ok.PipelineError, match="8 bits do not hold exactly"):
+        ok.Pipeline([ok.QuantizeINT8()]).check(model, data)
+    result = ok.Pipeline([ok.QuantizeINT8(io="float32")]).run(model, data)
+    assert apart(result.artifact, model, x) < 0.15, "without its masks it would be 1"
+    inside = keras.Sequential([keras.Input((8, 8)), keras.layers.ReLU(), *model.layers])
+    with pytest.raises(ok.PipelineError, match="8 bits do not hold exactly"):
+        ok.Pipeline([ok.QuantizeINT8(io="float32")]).check(inside, data)
+
+
 def test_looping_unrolled_changes_nothing_of_keras():
     from tf_keras.src import backend
 
@@ -338,6 +410,92 @@ def test_lookups_within_a_model_within_the_model():
     model = keras.Model(text, layers.Dense(2)(inner(text)))
     made = convert(model)
     assert np.allclose(made.artifact.predict(WORDS), np.asarray(model(WORDS)), atol=1e-5)
+
+
+def test_a_model_in_16_bits_behind_a_lookup_is_quantized():
+    import keras
+
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        keras.utils.set_random_seed(0)
+        vectorize = keras.layers.TextVectorization(max_tokens=9, output_sequence_length=4)
+        vectorize.adapt(WORDS[:, 0])
+        text = keras.Input((1,), dtype="string", name="text")
+        hidden = keras.layers.Embedding(9, 8)(vectorize(text))
+        hidden = keras.layers.GlobalAveragePooling1D()(hidden)
+        model = keras.Model(text, keras.layers.Dense(3, activation="softmax")(hidden))
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    data = ok.Data(train=(WORDS, np.arange(24) % 3))
+    result = ok.Pipeline([ok.QuantizeINT8()]).run(model, data)
+    wanted = np.asarray(model(WORDS), np.float32)
+    assert np.abs(result.artifact.predict(WORDS) - wanted).max() < 0.02
+    assert any("float32 twin" in note for note in result.report.rows[-1].notes)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_layers_in_16_bits_are_quantized(dtype):
+    import keras
+
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    x = keras.Input((8, 8), dtype=dtype, name="x")
+    y = layers.GlobalAveragePooling1D(dtype="float16")(layers.Conv1D(3, 3, dtype="float16")(x))
+    model = keras.Model(x, layers.Dense(3, activation="softmax", dtype="float16")(y))
+    data = ok.Data(train=(rows(), np.arange(24) % 3))
+    artifact = ok.Pipeline([ok.QuantizeINT8()]).run(model, data).artifact
+    assert np.abs(artifact.predict(rows()) - np.asarray(model(rows()), np.float32)).max() < 0.02
+
+
+def test_outputs_behind_a_lookup_keep_their_names():
+    import keras
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    code = keras.Input((1,), dtype="string", name="code")
+    amount = keras.Input((2,), name="amount")
+    looked = layers.StringLookup(vocabulary=["x", "y"], output_mode="one_hot")(code)
+    joined = layers.Concatenate()([looked, amount])
+    heads = {
+        "sure": layers.Dense(1, activation="sigmoid", name="first")(joined),
+        "size": layers.Dense(1, name="second")(joined),
+    }
+    model = keras.Model({"code": code, "amount": amount}, heads)
+    x = {"code": np.array([["x"], ["y"]] * 12, dtype=object), "amount": rows(24, (2,))}
+    y = {"sure": np.arange(24) % 2, "size": rows(24, (1,))}
+    artifact = (
+        ok.Pipeline([ok.QuantizeINT8()]).run(model, ok.Data(train=(x, y), calibration=x)).artifact
+    )
+    got = artifact.predict(x)
+    wanted = model({"code": tf.constant(x["code"].tolist()), "amount": tf.constant(x["amount"])})
+    assert sorted(got) == ["size", "sure"]
+    for name in got:
+        assert np.abs(got[name] - np.asarray(wanted[name])).max() < 0.05
+
+
+@pytest.mark.parametrize("keras_name", ["keras", "tf_keras"])
+def test_weighted_words_run_through_a_pipeline(keras_name):
+    import importlib
+
+    import tensorflow as tf
+
+    keras = importlib.import_module(keras_name)
+    keras.utils.set_random_seed(0)
+    text = keras.Input((1,), dtype="string", name="text")
+    vectorize = keras.layers.TextVectorization(max_tokens=9, output_mode="tf_idf")
+    vectorize.adapt(WORDS[:, 0])
+    model = keras.Model(text, keras.layers.Dense(3, activation="softmax")(vectorize(text)))
+    data = ok.Data(train=(WORDS, np.arange(24) % 3))
+    result = ok.Pipeline([ok.FineTune(epochs=1), ok.QuantizeINT8()]).run(model, data)
+    wanted = np.asarray(result.stages["FineTune"].model(tf.constant(WORDS.tolist())))
+    assert np.abs(result.artifact.predict(WORDS) - wanted).max() < 0.03
+
+
+def test_no_samples_give_no_outputs():
+    nothing = np.zeros((0, 1), dtype=object)
+    for settings in ({"output_sequence_length": 5}, {}):
+        assert convert(texts(**settings)).artifact.predict(nothing).shape == (0, 3)
 
 
 def test_what_cannot_be_split_is_said():

@@ -439,6 +439,16 @@ def test_class_weights_multiply_the_weights_of_samples(stream, one_hot):
     assert "class weights, 0: 3, 4: 0.5" in bound.notes[0]
 
 
+def test_class_weights_multiply_weights_in_rows_of_one():
+    import tensorflow as tf
+
+    (x, y, w), _ = weighted_forms()["arrays"]
+    stream = tf.data.Dataset.from_tensor_slices((x, y, w[:, None])).batch(10)
+    bound = class_weighted(stream, class_weight={0: 3.0})
+    weights = np.concatenate([part for _, _, part in bound.train.iterate_weighted()])
+    assert weights == pytest.approx(w * np.where(y == 0, 3, 1))
+
+
 def test_class_weights_of_what_is_not_there_are_refused():
     x, y = images()
     with pytest.raises(ok.DataError, match="there are 5"):
@@ -480,9 +490,13 @@ def test_a_name_that_class_names_lacks_is_refused_in_arrays_and_streams():
     texts = np.array(NAMES)[y]
     with pytest.raises(ok.DataError, match="eel"):
         Data(train=(x, texts), class_names=NAMES[:4]).bind(CLASSES)
-    late = tf.data.Dataset.from_tensor_slices((x[::-1], np.sort(texts))).batch(10)
-    with pytest.raises(ok.DataError, match="not among `class_names`"):
-        list(Data(train=late, class_names=NAMES[:4]).bind(CLASSES).train.iterate())
+    late = tf.data.Dataset.from_tensor_slices((x[::-1], np.sort(texts))).batch(30)
+    names = ["ant", "bee", "cat", "rüde"]
+    told = (
+        "Reading `train` failed: its targets hold 'dog', 'eel', not among .*: ant, bee, cat, rüde$"
+    )
+    with pytest.raises(ok.DataError, match=told):
+        list(Data(train=late, class_names=names).bind(CLASSES).train.iterate())
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -801,6 +815,118 @@ def test_examples_keep_their_structure():
     ],
 )
 def test_bad_weights_are_refused(weights, message):
+    import tensorflow as tf
+
     x, y = images()
     with pytest.raises(ok.DataError, match=message):
         Data(train=(x, y, weights)).bind(ONE)
+    if len(weights) == 50:
+        stream = tf.data.Dataset.from_tensor_slices((x, y, weights)).batch(10)
+        with pytest.raises(ok.DataError, match=message):
+            Data(train=stream).bind(ONE)
+
+
+def test_weights_of_a_stream_are_looked_at_batch_by_batch():
+    import tensorflow as tf
+
+    x, y = images()
+    late = np.r_[np.ones(30), -2.5, np.ones(19)]
+    stream = tf.data.Dataset.from_tensor_slices((x, y, late)).batch(10)
+    split = Data(train=stream).bind(ONE).train
+    with pytest.raises(ok.DataError, match=r"Reading `train` failed: its .*; one is -2\.5$"):
+        list(split.iterate_weighted())
+    with pytest.raises(ok.DataError, match=r"one is -2\.5$"):
+        Data(train=stream).bind(ONE).require_validation(stratify=False)
+    last = np.r_[np.zeros(49), 1.0]
+    stream = tf.data.Dataset.from_tensor_slices((x, y, last)).batch(10)
+    assert Data(train=stream).bind(ONE).train.steps == 5, "one that counts is enough"
+    weights = {"scores": np.ones(50), "size": np.zeros(50)}
+    targets = {"scores": y, "size": x.mean((1, 2, 3))}
+    stream = tf.data.Dataset.from_tensor_slices((x, targets, weights)).batch(10)
+    with pytest.raises(ok.DataError, match="`train` for 'size' are 0"):
+        Data(train=stream).bind(OUTPUTS)
+
+
+@pytest.mark.parametrize("container", [list, tuple])
+@pytest.mark.parametrize("form", ["arrays", "dataset", "PyDataset"])
+def test_targets_of_one_output_may_stand_in_a_list_of_one(form, container):
+    import keras
+    import tensorflow as tf
+
+    x, y = images()
+
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, i):
+            rows = slice(10 * i, 10 * i + 10)
+            return container([x[rows]]), container(part[rows] for part in targets)
+
+    def given():
+        if form == "arrays":
+            return x, container(targets)
+        if form == "PyDataset":
+            return Batches()
+        return tf.data.Dataset.from_tensor_slices((x, tuple(targets))).batch(10)
+
+    targets = [y]
+    pairs = list(Data(train=given()).bind(CLASSES).train.iterate())
+    assert np.array_equal(np.concatenate([b for _, b in pairs]), y)
+    targets = [y, y]
+    with pytest.raises(ok.DataError, match=r"one output|different lengths"):
+        Data(train=given()).bind(CLASSES)
+
+
+def test_dates_are_no_numbers():
+    import pandas
+
+    x, y = images()
+    days = pandas.date_range("2020-01-01", periods=50)
+    row = Signature((TensorInfo("row", (None, 2), "float32"),), ())
+    for given, signature in (
+        ((pandas.DataFrame({"a": days, "b": 1.0}), y), row),
+        ((pandas.DataFrame({"age": days, "city": "Ulm"}), y), MIXED),
+        ((x, pandas.Series(days)), ONE),
+        ((x, y, pandas.Series(days)), ONE),
+    ):
+        with pytest.raises(ok.DataError, match="Turn dates and times into numbers first"):
+            Data(train=given).bind(signature)
+
+
+@pytest.mark.parametrize("form", ["PyDataset", "generator"])
+def test_tables_in_batches(form):
+    import keras
+    import pandas
+
+    people = pandas.DataFrame({"city": ["Ulm", "Bonn"] * 10, "age": range(20)})
+    labels = pandas.DataFrame({"scores": ["ant", "bee"] * 10, "size": np.arange(20) / 2})
+    weights = pandas.Series(np.arange(20.0))
+
+    def batch(i):
+        rows = slice(8 * i, 8 * i + 8)
+        return people[rows], labels[rows], weights[rows]
+
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, i):
+            return batch(i)
+
+    given = Batches() if form == "PyDataset" else lambda: map(batch, range(3))
+    steps = None if form == "PyDataset" else 3
+    outputs = (TensorInfo("scores", (None, 5), "float32"), TensorInfo("size", (None, 1), "float32"))
+    data = Data(train=given, steps=steps, class_names={"scores": NAMES})
+    batches = list(data.bind(Signature(MIXED.inputs, outputs)).train.iterate_weighted())
+    assert [len(w) for _, _, w in batches] == [8, 8, 4]
+    assert np.array_equal(np.concatenate([x["age"][:, 0] for x, _, _ in batches]), range(20))
+    assert [c.decode() for x, _, _ in batches for c in x["city"]] == ["Ulm", "Bonn"] * 10
+    assert np.concatenate([y["scores"] for _, y, _ in batches]).tolist() == [0, 1] * 10
+    assert np.array_equal(np.concatenate([w for _, _, w in batches]), range(20))
+    features = Signature((TensorInfo("row", (None, 2), "float32"),), ())
+    numbers = pandas.DataFrame({"a": range(20), "b": 0.5})
+    one = Data(train=lambda: iter([(numbers, weights)]), steps=1).bind(features).train
+    x, y = one.head(20)
+    assert np.array_equal(x, numbers.to_numpy())
+    assert np.array_equal(y, range(20))

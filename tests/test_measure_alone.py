@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import optkit as ok
-from optkit.convert import convert_to_tflite
+from optkit.convert import convert, convert_to_tflite
 from optkit.data import Data
 from optkit.measuring import Measure, measure
 from optkit.task import infer_task_of_outputs
@@ -83,6 +83,82 @@ def test_a_function_is_tried_on_the_file_itself(data, files):
     assert found.metric == "share"
     assert found.figures.accuracy == plain.figures.accuracy
     assert found.figures.accuracy_ci == pytest.approx(plain.figures.accuracy_ci, abs=0.03)
+
+
+@pytest.fixture(scope="module")
+def words():
+    """A model that takes raw texts, its data, and its file."""
+    import tf_keras
+
+    texts = np.array(["good film", "bad", "a bad film", "so good"] * 6, dtype=object)
+    tf_keras.utils.set_random_seed(0)
+    vectorize = tf_keras.layers.TextVectorization(max_tokens=9, output_sequence_length=4)
+    vectorize.adapt(texts)
+    model = tf_keras.Sequential(
+        [
+            tf_keras.Input((), dtype="string", name="text"),
+            vectorize,
+            tf_keras.layers.Embedding(9, 4),
+            tf_keras.layers.GlobalAveragePooling1D(),
+            tf_keras.layers.Dense(2, activation="softmax"),
+        ]
+    )
+    return model, (texts, np.arange(24) % 2), convert(model).artifact
+
+
+def test_a_file_behind_lookups_takes_what_the_model_takes(words, tmp_path):
+    model, data, artifact = words
+    expected = measure(model, data, measure=QUIET).figures
+    path = artifact.save(tmp_path / "texts.tflite")
+    found = measure(path, data, measure=QUIET)
+    assert found.figures.accuracy == expected.accuracy
+    assert found.figures.per_class == expected.per_class
+
+
+def test_what_a_timed_file_leaves_out_is_said(words):
+    model, data, artifact = words
+    timed = Measure(latency_seconds=0.05, memory=False)
+    said = "latency, memory and size are those of the file, without the lookups"
+    alone = measure(artifact, data, measure=timed)
+    assert alone.notes[-1].startswith(said)
+    assert "baseline" not in alone.notes[-1]
+    against = measure(artifact, data, baseline=model, measure=timed)
+    assert said in str(against)
+    assert "the baseline's are of the whole model" in against.notes[-1]
+    assert not any(said in note for note in measure(model, data, measure=timed).notes)
+
+
+def test_goals_of_speed_behind_lookups_are_judged_with_a_note(words):
+    model, (texts, y), _ = words
+    result = ok.Pipeline([ok.QuantizeINT8()], goals=ok.Goals(min_speedup=1e-6)).run(
+        model,
+        ok.Data(train=(texts, y)),
+        measure=Measure(latency_seconds=0.05, memory=False),
+    )
+    (row,) = result.report.rows
+    assert row.speedup > 0
+    assert any("the baseline's are of the whole model" in note for note in row.notes)
+
+
+def test_a_keras_3_model_has_the_size_of_its_own_file(tmp_path):
+    import keras
+
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8)),
+            keras.layers.Bidirectional(keras.layers.LSTM(4)),
+            keras.layers.Dense(2, activation="softmax"),
+        ]
+    )
+    data = (np.zeros((6, 8, 8), "float32"), np.arange(6) % 2)
+    model.save(tmp_path / "model.keras")
+    wanted = ok.KerasArtifact(model).size_bytes
+    assert wanted == pytest.approx((tmp_path / "model.keras").stat().st_size, rel=0.05)
+    for given in (model, tmp_path / "model.keras"):  # one of Keras 2 is a tenth smaller
+        assert measure(given, data, measure=QUIET).figures.size_bytes == pytest.approx(
+            wanted, rel=0.02
+        )
 
 
 @pytest.mark.parametrize(

@@ -336,6 +336,13 @@ def test_figures_count_each_sample_once_unless_told_otherwise(digits):
         ok.Pipeline([Nothing()]).run(model, ok.Data(test=(x, y)), measure=weighted)
 
 
+def test_an_output_without_the_weights_that_count_is_named(digits):
+    weighted = ok.Measure(latency_seconds=0, memory=False, sample_weight=True)
+    data = splits(digits, targets=("digit", "odd"), weights={"digit": np.ones(1797)})
+    with pytest.raises(ok.DataError, match="no sample weights for the output 'odd'"):
+        ok.Pipeline([Nothing()]).run(net(["digit", "odd"]), data, measure=weighted)
+
+
 def test_the_interval_of_a_weighted_mean_covers_what_it_should():
     """Of 200 draws with weights, about 95 % of the intervals hold the true mean."""
     from optkit.measuring.statistics import weighted_interval

@@ -787,7 +787,7 @@ def quantize_refusals():
         ]
     )
     masked = keras.Sequential(
-        [keras.Input((8, 8)), layers.Masking(), layers.LSTM(4), layers.Dense(10)]
+        [keras.Input((8, 8)), layers.Masking(-1.0), layers.LSTM(4), layers.Dense(10)]
     )
     own_loop = keras.Sequential(
         [
@@ -802,7 +802,7 @@ def quantize_refusals():
     )
     return {
         "open": (open_size, (16, 8, 8, 1), "fixed input shapes"),
-        "masked": (masked, (16, 8, 8), "tried out and does not convert"),
+        "masked": (masked, (16, 8, 8), "8 bits do not hold exactly"),
         "a loop of one's own": (own_loop, (16, 8, 8), "ran in a process of its own and crashed"),
         "no operator": (no_operator, (16, 8, 8), "no operators for what it computes: Erfinv"),
     }

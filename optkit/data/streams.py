@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from optkit.data.inputs import array_of, has_shape, is_ragged, no_fit
-from optkit.data.split import Split, batch_length, check_finite, leaves_of, sample_fits
+from optkit.data.inputs import array_of, has_shape, is_frame, is_ragged, no_fit
+from optkit.data.split import (
+    Split,
+    batch_length,
+    check_finite,
+    leaves_of,
+    map_leaves,
+    sample_fits,
+)
 from optkit.data.targets import Targets
 from optkit.errors import DataError
 from optkit.models import TensorInfo
@@ -103,7 +112,7 @@ class StreamSplit(Split):
                         f"`{name}` is {what}, whose length cannot be known. Say how many "
                         "batches make one pass: `Data(..., steps=…)`."
                     )
-                counted = _count(read(None))
+                counted = _count(name, read(None))
             length = counted
         if length == 0:
             raise DataError(f"`{name}` is empty.")
@@ -124,26 +133,43 @@ class StreamSplit(Split):
         return split
 
     def _check_first(self) -> None:
-        for x, y, weights in self.iterate_weighted():
-            if batch_length(y) == 0:
-                raise DataError(f"The first batch of `{self.name}` is empty.")
-            for what, part in (("inputs", x), ("targets", y), ("sample weights", weights)):
-                for leaf in () if part is None else leaves_of(part):
-                    check_finite(self.name, what, leaf)
-            self._first = batch_length(y)
+        """Reads the first batch, and where its weights are all 0 on to the first that is not."""
+        batches = self.iterate_weighted()
+        first = next(batches, None)
+        if first is None:
+            raise DataError(f"`{self.name}` is empty.")
+        x, y, weights = first
+        if batch_length(y) == 0:
+            raise DataError(f"The first batch of `{self.name}` is empty.")
+        for what, part in (("inputs", x), ("targets", y), ("sample weights", weights)):
+            for leaf in () if part is None else leaves_of(part):
+                check_finite(self.name, what, leaf)
+        self._first = batch_length(y)
+        if weights is None:
             return
-        raise DataError(f"`{self.name}` is empty.")
+        counts = [False] * len(leaves_of(weights))
+        for _, _, found in itertools.chain([first], batches):
+            pairs = zip(counts, leaves_of(found), strict=True)
+            counts = [seen or bool(np.any(leaf)) for seen, leaf in pairs]
+            if all(counts):
+                return
+        of = ""
+        if isinstance(weights, dict):
+            names = [name for name, seen in zip(weights, counts, strict=True) if not seen]
+            of = f" for {', '.join(map(repr, names))}"
+        raise DataError(
+            f"All sample weights of `{self.name}`{of} are 0: no sample would count. Give some "
+            "above 0."
+        )
 
     def iterate_weighted(self) -> Iterator[tuple[Any, Any, Any]]:
         """NumPy batches ``(x, y, weights)`` of one pass, in order; ``None`` without weights."""
         batches = self.batches(weighted=True).as_numpy_iterator()
         while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
+            with _reading(self.name):
+                batch = next(batches, None)
+            if batch is None:
                 return
-            except Exception as error:
-                raise DataError(f"Reading `{self.name}` failed: {error}") from error
             yield batch if self.weighted else (*batch, None)
 
     def _without_weights(self, batches: Any, weighted: bool) -> Any:
@@ -186,7 +212,7 @@ class StreamSplit(Split):
                 chosen = samples.filter(lambda *sample: tf.equal(held_out(*sample), wanted))
                 return chosen.batch(self.batch_size)
 
-            steps = _count(read(None))
+            steps = _count(self.name, read(None))
             if steps == 0:
                 raise DataError(
                     f"`{self.name}` has too few different samples to cut a validation split from."
@@ -234,8 +260,36 @@ class StreamSplit(Split):
         return split
 
 
-def _count(dataset: Any) -> int:
-    return int(dataset.reduce(np.int64(0), lambda number, *_: number + 1).numpy())
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Errors from within a stream as `DataError`, without the places in TensorFlow's graph."""
+    try:
+        yield
+    except Exception as error:
+        said = re.sub(r"\{\{function_node [^}]*\}\}\s*", "", str(error))
+        asserted = re.search(r"assertion failed: (.*?)\s*(?:\[\[\{\{node|$)", said, re.DOTALL)
+        if asserted is not None:
+            said = asserted[1]
+            if said.startswith("[") and said.endswith("]") and "] [" not in said:
+                said = said[1:-1]
+            said = _unescaped(said)
+        raise DataError(f"Reading `{name}` failed: {said}") from error
+
+
+def _unescaped(text: str) -> str:
+    """What TensorFlow's assertions say, with quotes and letters as they were given."""
+
+    def letter(found: re.Match[bytes]) -> bytes:
+        escaped = found[1]
+        return bytes([int(escaped, 8)]) if len(escaped) == 3 else escaped
+
+    # Letters beyond ASCII come as the octal numbers of their bytes.
+    return re.sub(rb"\\([0-3][0-7]{2}|[\"'\\])", letter, text.encode()).decode("utf-8", "replace")
+
+
+def _count(name: str, dataset: Any) -> int:
+    with _reading(name):
+        return int(dataset.reduce(np.int64(0), lambda number, *_: number + 1).numpy())
 
 
 def _open_axes(shape: Any) -> list[int]:
@@ -285,6 +339,10 @@ class _Form:
             )
         self.spec = spec
         self.weighted = len(spec) == 3
+        if self.weighted and any(
+            leaf.dtype.name == "string" for leaf in tensorflow().nest.flatten(spec[2])
+        ):
+            raise DataError(f"The sample weights of `{name}` must be numbers: they are texts.")
         x = self._ordered(spec[0])
         self.batched = self._is_batched(x, spec[1])
         self.ragged = [_is_ragged_spec(item) for item in x]
@@ -361,9 +419,9 @@ class _Form:
         )
         named = isinstance(self.spec[0], Mapping) or len(self.inputs) == 1
         as_they_are = fits and named and not self.padded
-        if as_they_are and not self.targets.changes(self.name, elements.element_spec[1]):
-            return elements
-        return elements.map(self._batch)
+        if self.targets.changes(self.name, elements.element_spec[1]) or not as_they_are:
+            elements = elements.map(self._batch)
+        return elements.map(_weighed) if self.weighted else elements
 
     def _batched(self, samples: Any) -> Any:
         shapes = tensorflow().nest.map_structure(lambda spec: spec.shape, samples.element_spec)
@@ -402,6 +460,20 @@ class _Form:
             return x, found
         nested = isinstance(weights[0], Mapping | list | tuple)
         return x, found, self.targets.by_output(self.name, weights[0]) if nested else weights[0]
+
+
+def _weighed(x: Any, y: Any, weights: Any) -> Any:
+    """A batch that fails to be read where weights are negative."""
+    tf = tensorflow()
+
+    def checked(leaf: Any) -> Any:
+        values = tf.cast(leaf, tf.float32)
+        lowest = tf.strings.as_string(tf.reduce_min(values), shortest=True)
+        message = tf.strings.join(["its sample weights must be at least 0; one is ", lowest])
+        with tf.control_dependencies([tf.debugging.Assert(~tf.reduce_any(values < 0), [message])]):
+            return tf.identity(leaf)
+
+    return x, y, map_leaves(checked, weights)
 
 
 def _fits_flat(shape: tuple[int | None, ...], wanted: tuple[int | None, ...]) -> bool:
@@ -467,33 +539,38 @@ def _reader(
     tf = tensorflow()
     if hasattr(value, "element_spec"):
         return lambda order: value, None
+
+    def as_element(item: Any) -> Any:
+        return _as_element(name, item, len(inputs) > 1, targets.several)
+
     if callable(value) and not is_sequence(value):
-        first = _first_element(name, iter(call(name, value)))
+        first = as_element(_first_element(name, iter(call(name, value))))
         specs = _element_spec(name, first, inputs, targets)
         return (
             lambda order: tf.data.Dataset.from_generator(
-                lambda: map(_as_element, value()), output_signature=specs
+                lambda: map(as_element, value()), output_signature=specs
             ),
             None,
         )
     length = number_of_batches(name, value)
     if length == 0:
         raise DataError(f"`{name}` is empty.")
-    specs = _element_spec(name, _first_element(name, iter([value[0]])), inputs, targets)
+    first = as_element(_first_element(name, iter([value[0]])))
+    specs = _element_spec(name, first, inputs, targets)
 
     def read(order: int | None) -> Any:
         epochs = itertools.count()
 
         def items() -> Iterator[Any]:
             if length is None:
-                yield from (_as_element(value[i]) for i in itertools.count())
+                yield from (as_element(value[i]) for i in itertools.count())
                 return
             indices = np.arange(length)
             if order is not None:
                 # A new order each epoch, made here: `on_epoch_end` would change the user's object.
                 np.random.default_rng(derive_seed(order, next(epochs))).shuffle(indices)
             for i in indices:
-                yield _as_element(value[int(i)])
+                yield as_element(value[int(i)])
 
         return tf.data.Dataset.from_generator(items, output_signature=specs)
 
@@ -525,15 +602,32 @@ def call(name: str, function: Callable[[], Any]) -> Any:
     return result
 
 
-def _as_element(item: Any) -> Any:
-    """Lists of arrays as tuples, as TensorFlow takes a list for one array."""
+def _as_element(name: str, item: Any, inputs: bool, outputs: bool) -> Any:
+    """Lists of arrays as tuples, as TensorFlow takes a list for one array; tables as arrays.
 
-    def part(value: Any) -> Any:
-        several = isinstance(value, list) and value and all(has_shape(leaf) for leaf in value)
-        return tuple(value) if several else value
+    Args:
+        name: Name of the split.
+        item: What the stream gave.
+        inputs: Whether the model has several inputs, so that tables are a column for each.
+        outputs: Whether it has several outputs.
+    """
+
+    def part(value: Any, several: bool) -> Any:
+        if is_frame(value) and several:
+            # The columns of a table may be groups of columns, which have names of several parts.
+            keys = [key[0] if isinstance(key, tuple) else key for key in value.columns]
+            return {str(key): array_of(name, "elements", value[key]) for key in keys}
+        if hasattr(value, "to_numpy"):
+            return array_of(name, "elements", value)
+        if isinstance(value, Mapping):
+            return {key: part(leaf, False) for key, leaf in value.items()}
+        if isinstance(value, list | tuple) and value and all(has_shape(leaf) for leaf in value):
+            return tuple(part(leaf, False) for leaf in value)
+        return value
 
     x, *rest = item
-    return (tuple(x) if isinstance(x, list) else x, *map(part, rest))
+    x = part(x, inputs)
+    return (tuple(x) if isinstance(x, list) else x, *(part(value, outputs) for value in rest))
 
 
 def _first_element(name: str, iterator: Iterator[Any]) -> Any:
@@ -546,7 +640,7 @@ def _first_element(name: str, iterator: Iterator[Any]) -> Any:
             f"`{name}` must give pairs (x, y), or (x, y, sample weights). Received: "
             f"{type(item).__name__}" + (f" of {len(item)}." if hasattr(item, "__len__") else ".")
         )
-    return _as_element(item)
+    return item
 
 
 def _element_spec(

@@ -168,9 +168,12 @@ class Targets:
         if y.dtype == tf.string:
             names = tf.constant(self._names(split, output, []))
             same = tf.equal(y[..., None], names)
+            strange = tf.boolean_mask(y, tf.logical_not(tf.reduce_any(same, -1)))
+            some = tf.strings.reduce_join(tf.unique(strange)[0][:_SHOWN], separator="', '")
+            message = [f"its {_what(output)} hold '", some, "', not among `class_names`: "]
+            listed = ", ".join(self._names(split, output, []))
             known = tf.debugging.Assert(
-                tf.reduce_all(tf.reduce_any(same, -1)),
-                [f"a target of {output or 'the model'} is not among `class_names`:", y],
+                tf.equal(tf.size(strange), 0), [tf.strings.join([*message, listed])]
             )
             with tf.control_dependencies([known]):
                 y = tf.argmax(same, -1, output_type=tf.int32)

@@ -183,7 +183,7 @@ class _Taker:
     def add(self, split: str, targets: np.ndarray, outputs: np.ndarray, weights: Any) -> None:
         metric = self.metric
         if metric.weighted:
-            weights = _sample_weights(split, weights, len(targets))
+            weights = _sample_weights(split, self.name, weights, len(targets))
             self.weights.append(weights)
         self.tally.add(split, targets, outputs, weights if metric.weighted else None)
         self.samples += len(targets)
@@ -220,18 +220,20 @@ class _Taker:
         )
 
 
-def _sample_weights(split: str, weights: Any, count: int) -> np.ndarray:
+def _sample_weights(split: str, output: str, weights: Any, count: int) -> np.ndarray:
+    of = f" for the output {output!r}" if output else ""
     if weights is None:
+        how = f"{{{output!r}: weights, …}}" if output else "(x, y, sample weights)"
         raise DataError(
-            f"`Measure(sample_weight=True)`, and `{split}` has no sample weights. Give them, as in "
-            "(x, y, sample weights), or leave the setting out."
+            f"`Measure(sample_weight=True)`, and `{split}` has no sample weights{of}. Give them, as "
+            f"in {how}, or leave the setting out."
         )
     found = np.asarray(weights, np.float64)
     found = found[:, 0] if found.shape == (count, 1) else found
     if found.shape != (count,):
         raise DataError(
             "`Measure(sample_weight=True)` takes one weight a sample. Those of "
-            f"`{split}` have shape {found.shape} for {count} samples."
+            f"`{split}`{of} have shape {found.shape} for {count} samples."
         )
     return found
 

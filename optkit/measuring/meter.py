@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from optkit.artifact import Artifact
+from optkit.artifact import Artifact, TFLiteArtifact
 from optkit.data import BoundData, Split, first_leaf, map_leaves
 from optkit.errors import OptkitError
 from optkit.measuring.accuracy import Scores, compare_scores, score, score_interval
@@ -258,7 +258,7 @@ class Meter:
         missing: list[str] = []
         if self._process is not None:
             said, missing = self._run_elsewhere(self._process, artifact, figures, against)
-            notes += said
+            notes += [*said, *_without_lookups(artifact, self._baseline_artifact)]
         measured = Measured(
             figures=Measurement(**figures),
             comparison=Comparison(**against),
@@ -463,6 +463,20 @@ class Meter:
             names[number] if number < len(names) else str(number): value
             for number, value in by_class.items()
         }
+
+
+def _without_lookups(artifact: Artifact, baseline: Artifact | None) -> list[str]:
+    """Says what the figures of a file leave out, where lookups run before it."""
+
+    def split(item: Artifact) -> bool:
+        return isinstance(item, TFLiteArtifact) and item.front_content is not None
+
+    if not split(artifact):
+        return []
+    note = "latency, memory and size are those of the file, without the lookups that run before it"
+    if baseline is not None and not split(baseline):
+        note += "; the baseline's are of the whole model"
+    return [note]
 
 
 def _leaves(x: Any) -> list[Any]:

@@ -102,6 +102,7 @@ class QuantizeINT8(ConvertPass):
         model = setting.model
         if model is None:
             return
+        _require_exact_masks(model, self.io)
         split = split_lookups(model)
         rest = model if split is None else split.rest
         shapes = self._shapes(signature(rest))
@@ -302,6 +303,31 @@ def _require_shapes(
                 f"shape {leaf.shape[1:]}. A full-integer file takes one shape alone: bring the data "
                 "to it (resize images; pad or cut sequences), or pass the shape that they have."
             )
+
+
+def _require_exact_masks(model: Any, io: str) -> None:
+    """Refuses masks by a value that 8 bits do not hold exactly: no step would be masked."""
+    in_floats = {id(node.layer) for node in _nodes_on_inputs(model)} if io == "float32" else set()
+    for layer in walk_layers(model):
+        if type(layer).__name__ != "Masking" or layer.mask_value == 0 or id(layer) in in_floats:
+            continue
+        raise PipelineError(
+            f"Layer {layer.name!r} masks the steps that hold {layer.mask_value:g}, which 8 bits do "
+            "not hold exactly, so the file would mask none. Mask by 0, which they do hold: "
+            "`Masking(0.0)`, and 0 in the data; or have the layer take an input of the model, and "
+            'the file take floats: `io="float32"`.'
+        )
+
+
+def _nodes_on_inputs(model: Any) -> list[Any]:
+    """The calls of layers that take the model's inputs as they come."""
+    given = {id(tensor) for tensor in model.inputs}
+    return [
+        node
+        for nodes in model._nodes_by_depth.values()
+        for node in nodes
+        if node.keras_inputs and all(id(tensor) in given for tensor in node.keras_inputs)
+    ]
 
 
 def _made_up(info: Any, shapes: Mapping[str, tuple[int, ...]]) -> np.ndarray:
