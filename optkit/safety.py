@@ -190,11 +190,12 @@ def find_unsafe(
         >>> [found.what for found in find_unsafe(bad, library="keras")]
         ["the file names 'Popen' of module 'subprocess', which is not known here"]
     """
+    custom = dict(custom_objects or {})
     judges: dict[Library | None, _Judge] = {
-        None: _Judge(library, dict(custom_objects or {}), revived),
-        # What a carrier holds is revived by the other Keras, which is not given `custom_objects`.
-        "keras": _Judge("keras", {}, False, carried=True),
-        "tf_keras": _Judge("tf_keras", {}, False, carried=True),
+        None: _Judge(library, custom, revived),
+        # What carriers hold; `optkit.translate.revive` makes it, and knows classes seen before.
+        "keras": _Judge("keras", custom, False, carried=True),
+        "tf_keras": _Judge("tf_keras", custom, False, carried=True),
     }
     found: list[Unsafe] = []
     stack: list[tuple[Any, tuple[str, ...], Library | None]] = [(config, (), None)]
