@@ -19,10 +19,10 @@ import zipfile
 import h5py
 import numpy as np
 import pytest
+from test_model_files import PAIRS, library, nested, save
 
 import optkit as ok
 from optkit.safety import find_unsafe, is_plain_function
-from tests.test_model_files import PAIRS, library, nested, save
 
 ARCHIVES = ["keras", "tf_keras"]
 

@@ -10,10 +10,10 @@ import warnings
 
 import numpy as np
 import pytest
+from test_model_files import functional, library, randomize, several
 
 import optkit as ok
 from optkit.convert import convert_to_tflite
-from tests.test_model_files import functional, library, randomize, several
 
 
 def exported(model, path):
