@@ -177,7 +177,7 @@ class Goals:
         """Judges each output as if it were the only one, and gives the worst of each goal."""
         judged: dict[str, list[Goal]] = {}
         for name in outputs:
-            first, last = (_of_output(side, name) for side in (baseline, final))
+            first, last = (side.of_output(name) for side in (baseline, final))
             # What holds for the whole model is one object, as `judge` tells the baseline by it.
             last = first if final is baseline else last
             change = (against.output_changes or {}).get(name, OutputChange(0.0))
@@ -198,19 +198,6 @@ class Goals:
 
 
 _BY_OUTPUT = ("min_accuracy", "max_accuracy_drop", "min_class_accuracy")
-
-
-def _of_output(figures: Measurement, name: str) -> Measurement:
-    """The figures of a model as if an output were the only one."""
-    own = (figures.outputs or {})[name]
-    return dataclasses.replace(
-        figures,
-        accuracy=own.accuracy,
-        accuracy_ci=own.accuracy_ci,
-        per_class=own.per_class,
-        class_samples=own.class_samples,
-        outputs=None,
-    )
 
 
 def _margin(goal: Goal) -> float:

@@ -39,7 +39,6 @@ __all__ = [
     "mixed_precision_layers",
     "nested_models",
     "output_names",
-    "recurrent_layers",
     "rewire",
     "signature",
     "sublayers",
@@ -234,19 +233,6 @@ def nested_models(model: Any) -> tuple[str, ...]:
     """The names of the models that are used as layers of this one."""
     keras = tf_keras()
     return tuple(layer.name for layer in model.layers if isinstance(layer, keras.Model))
-
-
-def recurrent_layers(model: Any) -> tuple[str, ...]:
-    """The names of the layers that loop over time (unrolled ones do not)."""
-    keras = tf_keras()
-
-    def loops(layer: Any) -> bool:
-        return any(
-            isinstance(part, keras.layers.RNN) and not getattr(part, "unroll", False)
-            for part in layer._flatten_layers()
-        )
-
-    return tuple(dict.fromkeys(layer.name for layer in walk_layers(model) if loops(layer)))
 
 
 def mixed_precision_layers(model: Any) -> tuple[str, ...]:

@@ -31,7 +31,6 @@ from optkit.runtime import isolated, keras, tensorflow, tf_keras
 __all__ = [
     "NotTraceableError",
     "build",
-    "is_opaque",
     "is_wired",
     "opaque",
     "refuse_own_steps",
@@ -188,12 +187,6 @@ def _copy_all(model: Any, fresh: Any) -> None:
     for old, new in zip(model._flatten_layers(), fresh._flatten_layers(), strict=True):
         new.name = old.name
         new.trainable = old.trainable
-
-
-def is_opaque(model: Any) -> bool:
-    """Whether a functional tf_keras model holds subclassed models as layers, such as `opaque`'s."""
-    library = tf_keras()
-    return any(isinstance(layer, library.Model) and not is_graph(layer) for layer in model.layers)
 
 
 # --------------------------------------------------------------------------------------------- build

@@ -16,6 +16,7 @@ from keras import layers, ops
 from translate_cases import CASES, build3, randomize
 
 import optkit as ok
+from benchmarks.translation import FAMILIES, LIMIT, measure
 from optkit.errors import ArgumentTypeError, ModelError
 from optkit.models import clone, signature, variables_by_path
 from optkit.translate import (
@@ -728,9 +729,10 @@ def test_an_artifact_keeps_carried_layers(tmp_path):
 # -- keras.applications ----------------------------------------------------------------------------
 
 
-def _close_application(name):
-    from benchmarks.translation import LIMIT, measure
+SMALL = "MobileNetV2"
 
+
+def _close_application(name):
     row = measure(name)
     assert row["equal"], "names or parameter counts differ"
     assert row["finite"]
@@ -740,31 +742,10 @@ def _close_application(name):
 
 
 def test_a_small_application_is_close():
-    _close_application("MobileNetV2")
+    _close_application(SMALL)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    "name",
-    [
-        "ConvNeXtTiny",
-        "DenseNet121",
-        "EfficientNetB0",
-        "EfficientNetV2B0",
-        "InceptionResNetV2",
-        "InceptionV3",
-        "MobileNet",
-        "MobileNetV3Large",
-        "MobileNetV3Small",
-        "NASNetMobile",
-        "RegNetX002",
-        "RegNetY002",
-        "ResNet50",
-        "ResNet50V2",
-        "ResNetRS50",
-        "VGG16",
-        "Xception",
-    ],
-)
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != SMALL])
 def test_every_application_is_close(name):
     _close_application(name)

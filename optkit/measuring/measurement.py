@@ -145,6 +145,20 @@ class Measurement:
     layers: tuple[Layer, ...] | None = None
     outputs: dict[str, OutputFigures] | None = None
 
+    def of_output(self, name: str) -> Measurement:
+        """The figures as if one output of several were the only one; itself where there is none."""
+        own = (self.outputs or {}).get(name)
+        if own is None:
+            return self
+        return dataclasses.replace(
+            self,
+            accuracy=own.accuracy,
+            accuracy_ci=own.accuracy_ci,
+            per_class=own.per_class,
+            class_samples=own.class_samples,
+            outputs=None,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""
         values = dataclasses.asdict(self)

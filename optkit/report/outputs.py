@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from optkit.measuring import Measurement
 from optkit.report.report import Report, Row
 
 __all__ = ["each_output", "outputs_of", "report_of"]
@@ -34,7 +33,7 @@ def report_of(report: Report, output: str) -> Report:
         report,
         metric=known.metric,
         higher_is_better=known.higher_is_better,
-        baseline=_figures(report.baseline, output),
+        baseline=report.baseline.of_output(output),
         rows=tuple(_row(row, output) for row in report.rows),
         runtime_baseline=None if reference is None else _row(reference, output),
     )
@@ -45,26 +44,12 @@ def each_output(report: Report) -> list[tuple[str, Report]]:
     return [(name, report_of(report, name)) for name in outputs_of(report)] or [("", report)]
 
 
-def _figures(figures: Measurement, output: str) -> Measurement:
-    own = (figures.outputs or {}).get(output)
-    if own is None:
-        return figures
-    return dataclasses.replace(
-        figures,
-        accuracy=own.accuracy,
-        accuracy_ci=own.accuracy_ci,
-        per_class=own.per_class,
-        class_samples=own.class_samples,
-        outputs=None,
-    )
-
-
 def _row(row: Row, output: str) -> Row:
     change = (row.output_changes or {}).get(output)
     return dataclasses.replace(
         row,
-        before=None if row.before is None else _figures(row.before, output),
-        after=None if row.after is None else _figures(row.after, output),
+        before=None if row.before is None else row.before.of_output(output),
+        after=None if row.after is None else row.after.of_output(output),
         accuracy_change=None if change is None else change.change,
         accuracy_change_ci=None if change is None else change.change_ci,
         output_changes=None,

@@ -12,7 +12,7 @@ from optkit.translate.forms import UnknownValueError, fill, form_of
 from optkit.translate.native import NATIVE, arguments, policy_name
 from optkit.translate.objects import convert_object
 from optkit.translate.registry import pair_of
-from optkit.translate.weights import copy_flags, copy_weights
+from optkit.translate.weights import nodes_of, settle
 
 __all__ = ["Backward"]
 
@@ -35,7 +35,7 @@ class Backward:
         if id(model) in self._done:
             return self._done[id(model)]
         _check_graph(model)
-        nodes = _nodes(model)
+        nodes = nodes_of(model)
         self._prepare(nodes, place)
         if self.problems:
             return None
@@ -78,7 +78,7 @@ class Backward:
         shape = getattr(layer, "_build_input_shape", None)
         if shape is not None and not result.built:
             result.build(tuple(shape))
-        self._settle_weights()
+        settle(self._pending)
         return result
 
     def operation(self, layer: Any, nodes: list[Any], place: str) -> Any:
@@ -290,7 +290,7 @@ class Backward:
             sparse=_is_sparse(tensor),
         )
         result = keras.Sequential([first, *layers], name=_plain_name(model.name))
-        self._settle_weights()
+        settle(self._pending)
         _flag(model, result)
         return result
 
@@ -313,7 +313,7 @@ class Backward:
                 self._call_node(node, values)
         outputs = _map(model._nested_outputs, lambda tensor: values[id(tensor)])
         result = keras.Model(inputs, outputs, name=_plain_name(model.name))
-        self._settle_weights()
+        settle(self._pending)
         _flag(model, result)
         return result
 
@@ -333,7 +333,10 @@ class Backward:
             extra = {"form": number} if number else {}
             result = layer(given[0] if len(given) == 1 else given, **extra)
         else:
-            swap = lambda item: values[id(item)] if _is_symbolic(item) else item  # noqa: E731
+
+            def swap(item: Any) -> Any:
+                return values[id(item)] if _is_symbolic(item) else item
+
             args = _map(list(node.call_args), swap)
             kwargs = {
                 key: value
@@ -348,15 +351,6 @@ class Backward:
             values[id(one)] = new
             self._kept.append(one)
 
-    def _settle_weights(self) -> None:
-        for entry in list(self._pending):
-            source, target, translate, models = entry
-            if not (target.built and source.built):
-                continue
-            copy_weights(source, target, translate, models=models)
-            copy_flags(source, target, models=models)
-            self._pending.remove(entry)
-
 
 def _check_graph(model: Any) -> None:
     if not getattr(model, "_is_graph_network", False):
@@ -365,11 +359,6 @@ def _check_graph(model: Any) -> None:
             "built. Build it with the functional API (`tf_keras.Model(inputs, outputs)`), or give "
             "a Sequential model an `Input`."
         )
-
-
-def _nodes(model: Any) -> list[Any]:
-    by_depth = model._nodes_by_depth
-    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
 
 
 def _is_plain_chain(model: Any, nodes: list[Any]) -> bool:

@@ -14,7 +14,7 @@ from optkit.translate.forms import UnknownValueError, fill, form_of
 from optkit.translate.native import NATIVE, arguments, policy_name
 from optkit.translate.objects import convert_object
 from optkit.translate.registry import pair_of
-from optkit.translate.weights import copy_flags, copy_weights
+from optkit.translate.weights import nodes_of, settle
 
 __all__ = ["Forward"]
 
@@ -60,7 +60,7 @@ class Forward:
             return self._done[id(model)]
         keras, legacy = keras3(), tf_keras()
         graph = graph_of(model)
-        nodes = _nodes(graph)
+        nodes = nodes_of(graph)
         self._prepare(nodes, place)
         if self.problems:
             return None
@@ -301,7 +301,7 @@ class Forward:
             stored = layer.get_build_config() or {}
             shape = stored.get("input_shape") or stored.get("shapes_dict")
             result.build(tuple(shape) if isinstance(shape, list | tuple) else shape)
-        self._settle_weights()
+        settle(self._pending)
         return result
 
     # -- wiring --------------------------------------------------------------------------------
@@ -310,7 +310,7 @@ class Forward:
         first = model._layers[0]
         layers = [self._done[id(layer)] for layer in model.layers]
         result = legacy.Sequential([_input_layer(first, legacy), *layers], name=model.name)
-        self._settle_weights()
+        settle(self._pending)
         _flag(model, result)
         return result
 
@@ -331,7 +331,7 @@ class Forward:
                 self._call_node(node, value_of, values)
         outputs = _map(graph._outputs_struct, value_of)
         result = legacy.Model(inputs, outputs, name=model.name)
-        self._settle_weights()
+        settle(self._pending)
         _flag(model, result)
         return result
 
@@ -355,22 +355,16 @@ class Forward:
             result = layer(*filled, **kwargs)
         else:
             args, kwargs = _call(node)
-            swap = lambda item: value_of(item) if _is_symbolic(item) else item  # noqa: E731
+
+            def swap(item: Any) -> Any:
+                return value_of(item) if _is_symbolic(item) else item
+
             args, kwargs = _map(list(args), swap), _map(dict(kwargs), swap)
             result = layer(*args, **_known(layer, kwargs))
         flat = tensorflow().nest.flatten(result)
         for old, new in zip(node.outputs, flat, strict=True):
             values[id(old)] = new
             self._kept.append(old)
-
-    def _settle_weights(self) -> None:
-        for entry in list(self._pending):
-            source, target, translate, models = entry
-            if not (target.built and source.built):
-                continue
-            copy_weights(source, target, translate, models=models)
-            copy_flags(source, target, models=models)
-            self._pending.remove(entry)
 
 
 def has_graph(model: Any) -> bool:
@@ -407,17 +401,12 @@ def graph_of(model: Any) -> Any:
     return model._functional
 
 
-def _nodes(graph: Any) -> list[Any]:
-    by_depth = graph._nodes_by_depth
-    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
-
-
 def _is_plain_chain(model: Any) -> bool:
     """Whether a Sequential model passes one tensor from layer to layer."""
     tensors = [*model._functional.inputs, *model._functional.outputs]
     return len(tensors) == 2 and all(
         len(node.outputs) == 1 and len(node.input_tensors) == len(set(map(id, node.input_tensors)))
-        for node in _nodes(model._functional)
+        for node in nodes_of(model._functional)
     )
 
 

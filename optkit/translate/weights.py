@@ -8,7 +8,37 @@ import numpy as np
 
 from optkit.errors import ModelError
 
-__all__ = ["children", "copy_flags", "copy_weights", "ordered", "own_variables", "parts"]
+__all__ = [
+    "children",
+    "copy_flags",
+    "copy_weights",
+    "nodes_of",
+    "ordered",
+    "own_variables",
+    "parts",
+    "settle",
+]
+
+
+def nodes_of(graph: Any) -> list[Any]:
+    """The nodes of a functional graph of either Keras, from the inputs on."""
+    by_depth = graph._nodes_by_depth
+    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+
+
+def settle(pending: list[Any]) -> None:
+    """Copies weights and flags of the layers that are built by now, and takes them off the list.
+
+    Args:
+        pending: A layer, its translation, what translates its arrays, and whether models within it
+            count, of each that waits. Changed in place.
+    """
+    for entry in list(pending):
+        source, target, translate, models = entry
+        if target.built and source.built:
+            copy_weights(source, target, translate, models=models)
+            copy_flags(source, target, models=models)
+            pending.remove(entry)
 
 
 def copy_weights(source: Any, target: Any, translate: Any = None, *, models: bool = True) -> None:
