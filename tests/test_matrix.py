@@ -49,6 +49,7 @@ SAMPLE = [
     ("embedding", "QuantizeINT8", "tf_keras"),
     ("strings", "Prune", "keras"),
     ("strings", "QuantizeINT8", "tf_keras"),
+    ("strings", "SWA", "tf_keras"),
     ("preprocessing", "BNReestimate", "keras"),
     ("preprocessing", "QuantizeINT8", "keras"),
     ("any size", "QuantizeINT8", "keras"),
