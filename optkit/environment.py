@@ -25,6 +25,7 @@ _PACKAGES = (
     "keras",
     "tensorflow-model-optimization",
     "ai-edge-litert",
+    "ai-edge-quantizer",
     "numpy",
     "scikit-learn",
 )

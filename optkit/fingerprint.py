@@ -52,6 +52,7 @@ _PACKAGES = (
     "tensorflow-model-optimization",
     "numpy",
     "ai-edge-litert",
+    "ai-edge-quantizer",
     "scikit-learn",
     "imbalanced-learn",
 )
