@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from optkit.errors import PipelineError as PipelineError
     from optkit.goals import Goal as Goal
     from optkit.goals import Goals as Goals
+    from optkit.learned import LearnedRanges as LearnedRanges
     from optkit.measuring import Device as Device
     from optkit.measuring import Measure as Measure
     from optkit.measuring import Measurement as Measurement
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
     from optkit.report import Report as Report
     from optkit.report import Row as Row
     from optkit.result import Result as Result
+    from optkit.study import Chart as Chart
+    from optkit.study import Study as Study
     from optkit.translate import register_layer as register_layer
     from optkit.workdir import Run as Run
 
@@ -68,6 +71,7 @@ _HOME = {
     "ArgumentTypeError": "errors",
     "Augment": "passes.augment",
     "BNReestimate": "passes.bn_reestimate",
+    "Chart": "study",
     "Constraint": "constraint",
     "Context": "context",
     "Contribution": "ablation",
@@ -82,6 +86,7 @@ _HOME = {
     "KeepZeros": "constraint",
     "KerasArtifact": "artifact",
     "LabelSmooth": "passes.label_smooth",
+    "LearnedRanges": "learned",
     "Measure": "measuring",
     "Measurement": "measuring",
     "ModelError": "errors",
@@ -104,6 +109,7 @@ _HOME = {
     "SavedModelArtifact": "artifact",
     "Setting": "context",
     "State": "context",
+    "Study": "study",
     "TFLiteArtifact": "artifact",
     "TrainPass": "base",
     "TransferLearn": "passes.transfer_learn",

@@ -156,7 +156,12 @@ class _ModelPass(Pass):
                 f"{type(self).__name__} must return a tf_keras model. It returned {model!r}."
             )
         kept = self._kept(model, context)
-        return State(KerasArtifact(model), state.recipe, kept)
+        if state.learned is not None and context.newly_learned is None:
+            context.note(
+                "what was learned for quantization is dropped: it belongs to the weights before "
+                "this pass. Put the pass before that training, or quantize first"
+            )
+        return State(KerasArtifact(model), state.recipe, kept, context.newly_learned)
 
     def _kept(self, model: Any, context: Context) -> dict[tuple[str, str], Constraint]:
         """The constraints that hold on the new model; the others are dropped or an error."""
@@ -251,8 +256,8 @@ class ConvertPass(Pass):
         """
 
     def apply(self, state: State, context: Context) -> State:
-        """Converts the artifact; conditions on Keras weights end here."""
-        return State(self.convert(state.artifact, context), state.recipe, {})
+        """Converts the artifact; what holds for Keras weights ends here."""
+        return State(self.convert(state.artifact, context), state.recipe)
 
 
 def _keras_model(state: State) -> Any:

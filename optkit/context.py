@@ -13,12 +13,14 @@ from optkit.artifact import Artifact
 from optkit.batch_norm import reestimate_batch_norm
 from optkit.constraint import Constraint
 from optkit.data import BoundData
-from optkit.errors import DataError, PipelineError
+from optkit.errors import ArgumentTypeError, DataError, PipelineError
 from optkit.goals import Goals
+from optkit.learned import LearnedRanges
 from optkit.metric import Metric
 from optkit.models import batch_norms, mixed_precision_layers, variables_by_path
 from optkit.recipe import Recipe
 from optkit.runtime import derive_seed
+from optkit.study import Study
 from optkit.task import Loss, Task
 
 __all__ = ["Context", "Setting", "State"]
@@ -26,11 +28,19 @@ __all__ = ["Context", "Setting", "State"]
 
 @dataclass(frozen=True)
 class State:
-    """What passes hand on: the artifact, how the next training is done, what must be kept."""
+    """What passes hand on: the artifact, how the next training is done, what must be kept.
+
+    Attributes:
+        artifact: The model, in the form in which it would be deployed.
+        recipe: How the next training is done.
+        constraints: What earlier passes did to weights and later ones must not undo.
+        learned: What training for quantization has found out about these very weights.
+    """
 
     artifact: Artifact
     recipe: Recipe = field(default_factory=Recipe)
     constraints: Mapping[tuple[str, str], Constraint] = field(default_factory=dict)
+    learned: LearnedRanges | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,11 @@ class Context:
             default of every training. Not to be changed.
         log: Logger of the pass. A pass never prints.
         notes: What the row of this pass will say.
+        studies: What the row of this pass will show.
         curves: For each training so far its figures by name, one value an epoch.
+        learned: The ranges that an earlier pass has learned for the weights that came in; ``None``
+            where there are none.
+        newly_learned: Those that this pass has learned, for what it makes.
         goals_seen: Whether the pass asked for the goals.
     """
 
@@ -101,12 +115,16 @@ class Context:
         goals: Goals | None = None,
         on_epoch: Callable[[int, int, dict[str, float]], None] | None = None,
         watchers: Callable[[int], Sequence[Any]] | None = None,
+        learned: LearnedRanges | None = None,
     ):
         self.data, self.task, self.metric, self.loss = data, task, metric, loss
         self.seed, self.model = seed, model
         self.constraints = dict(constraints or {})
         self.log = logging.getLogger("optkit")
         self.notes: list[str] = []
+        self.studies: list[Study] = []
+        self.learned = learned
+        self.newly_learned: LearnedRanges | None = None
         self.curves: list[dict[str, list[float]]] = []
         self._on_epoch = on_epoch
         self._watchers = watchers
@@ -123,6 +141,22 @@ class Context:
     def note(self, text: str) -> None:
         """Adds a sentence to the row of this pass in the report."""
         self.notes.append(str(text))
+
+    def show(self, study: Study) -> None:
+        """Adds a table, perhaps with a chart, to the row of this pass in the report."""
+        if not isinstance(study, Study):
+            raise ArgumentTypeError(f"`show` takes an `optkit.Study`. Received: {study!r}.")
+        self.studies.append(study)
+
+    def learn(self, ranges: LearnedRanges) -> None:
+        """Hands on what the pass has learned about quantizing the model that it makes.
+
+        The next pass finds it in `learned`. A pass behind it that changes the model drops it, as
+        it is true of these weights alone.
+        """
+        if not isinstance(ranges, LearnedRanges):
+            raise ArgumentTypeError(f"`learn` takes `LearnedRanges`. Received: {ranges!r}.")
+        self.newly_learned = ranges
 
     def attach(self, constraint: Constraint) -> None:
         """Makes every later pass keep a condition; one of its kind on the same path gives way."""

@@ -86,6 +86,7 @@ class Keeper:
         key, reason = stage_key(
             incoming=incoming,
             constraints=context.constraints,
+            learned=context.learned,
             item=item,
             recipe=list(recipe),
             seed=context.seed,
@@ -140,7 +141,10 @@ class Keeper:
             fingerprint, key = "", None
             self._note(f"workdir: stages behind {name} cannot be reused: {error}")
         key = key or unique_key()
-        reason = self.workdir.put(key, name, state.artifact, state.constraints, facts, fingerprint)
+        learned = None if state.learned is None else state.learned.to_dict()
+        reason = self.workdir.put(
+            key, name, state.artifact, state.constraints, facts | {"learned": learned}, fingerprint
+        )
         if reason is None:
             self._keys[name] = key
         else:

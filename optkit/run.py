@@ -19,15 +19,18 @@ from optkit.environment import describe_run
 from optkit.errors import ModelError, OptkitError, PassError, Stopped
 from optkit.goals import Goal
 from optkit.keep import BASELINE, Keeper
+from optkit.learned import LearnedRanges
 from optkit.measuring import Comparison, Interval, Measured, Meter
 from optkit.metric import Metric
 from optkit.prepare import Options, Prepared, shown_data
 from optkit.progress import Kind, Progress
+from optkit.recipe import Recipe
 from optkit.report import Report, Row
 from optkit.result import Result
 from optkit.runtime import derive_seed, isolated, tf_keras
 from optkit.serialize import readable
-from optkit.workdir import Workdir
+from optkit.study import Study
+from optkit.workdir import StoredStage, Workdir
 
 __all__ = ["Runner"]
 
@@ -148,11 +151,9 @@ class Runner:
                 row = self._work(number, name, item, row, context)
                 row = self._measured(name, row, self.state.artifact)
         except Exception as error:
-            notes = (*context.notes, f"failed: {error}")
-            self.rows.append(dataclasses.replace(row, notes=notes, curves=tuple(context.curves)))
+            self.rows.append(_told(row, context, f"failed: {error}"))
             raise self._failure(number, name, error, before) from error
-        notes = (*context.notes, *row.notes)
-        self.rows.append(dataclasses.replace(row, notes=notes, curves=tuple(context.curves)))
+        self.rows.append(_told(row, context, *row.notes))
         if isinstance(item, RecipePass):
             return
         # Judged before anybody is told, who might end the run there.
@@ -179,7 +180,8 @@ class Runner:
         if stored is not None and stored.facts["goals"] in (None, self.options.goals.to_dict()):
             context.notes[:] = stored.facts["notes"]
             context.curves[:] = stored.facts["curves"]
-            self.state = State(stored.artifact, self.state.recipe, stored.constraints)
+            context.studies[:] = map(Study.from_dict, stored.facts["studies"])
+            self.state = _restored(stored, self.state.recipe)
             self.fingerprint = stored.fingerprint
             self.stages[name] = stored.artifact
             self._send("reused", number, name)
@@ -193,6 +195,7 @@ class Runner:
         self.stages[name] = state.artifact  # finished, whatever happens from here on
         item.review(came_in, state.artifact, context)
         facts: dict[str, Any] = {"notes": context.notes, "curves": context.curves}
+        facts["studies"] = [study.to_dict() for study in context.studies]
         facts |= {"seconds": seconds, "goals": None}
         if context.goals_seen:
             facts["goals"] = self.options.goals.to_dict()
@@ -490,6 +493,7 @@ class Runner:
             seed=derive_seed(self.options.seed, number),
             model=self.model,
             constraints=self.state.constraints,
+            learned=self.state.learned,
             goals=self.options.goals,
             on_epoch=on_epoch,
             watchers=watchers,
@@ -595,6 +599,27 @@ def _name(model: Any) -> str:
 
 def _comparison(comparison: Comparison) -> dict[str, Any]:
     return {f.name: getattr(comparison, f.name) for f in dataclasses.fields(comparison)}
+
+
+def _restored(stored: StoredStage, recipe: Recipe) -> State:
+    """The state behind a pass that an earlier run has done."""
+    learned = stored.facts["learned"]
+    return State(
+        stored.artifact,
+        recipe,
+        stored.constraints,
+        None if learned is None else LearnedRanges.from_dict(learned),
+    )
+
+
+def _told(row: Row, context: Context, *notes: str) -> Row:
+    """A row with everything that its pass had to say."""
+    return dataclasses.replace(
+        row,
+        notes=(*context.notes, *notes),
+        curves=tuple(context.curves),
+        studies=tuple(context.studies),
+    )
 
 
 def _noted(row: Row, note: str) -> Row:

@@ -15,6 +15,7 @@ from optkit.artifact.base import write_atomically
 from optkit.errors import OptkitError
 from optkit.goals import Goal
 from optkit.measuring import Interval, Measurement, OutputChange, Throughput, verdict
+from optkit.study import Study
 
 if TYPE_CHECKING:
     import pandas
@@ -62,6 +63,7 @@ class Row:
         notes: What the pass has to say of this run.
         curves: For each training of the pass its figures by name (``"loss"``, ``"val_metric"``, …),
             one value an epoch.
+        studies: What the pass has looked into, as tables with charts.
     """
 
     index: int
@@ -81,6 +83,7 @@ class Row:
     notes: tuple[str, ...] = ()
     curves: tuple[dict[str, list[float]], ...] = ()
     output_changes: dict[str, OutputChange] | None = None
+    studies: tuple[Study, ...] = ()
 
     @property
     def speed_verdict(self) -> str | None:
@@ -95,6 +98,10 @@ class Row:
         values["curves"] = [
             {name: list(figures) for name, figures in curves.items()} for curves in self.curves
         ]
+        if self.studies:
+            values["studies"] = [study.to_dict() for study in self.studies]
+        else:
+            del values["studies"]  # most passes have none
         if self.output_changes is None:
             del values["output_changes"]  # most models have one output
         else:
@@ -119,6 +126,7 @@ class Row:
                 name: OutputChange.from_dict(item)
                 for name, item in values["output_changes"].items()
             }
+        values["studies"] = tuple(map(Study.from_dict, values.get("studies", ())))
         # A loss that was not finite is null in JSON, which knows no other numbers.
         values["curves"] = tuple(
             {
