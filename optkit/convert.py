@@ -38,7 +38,7 @@ from optkit.lookups import Split, split_lookups
 from optkit.models import Signature, clone, copy_state, mixed_precision_layers, signature
 from optkit.runtime import locked, tensorflow, tf_keras
 
-__all__ = ["Converted", "Samples", "convert", "convert_to_tflite"]
+__all__ = ["Converted", "Samples", "behind_lookups", "convert", "convert_to_tflite"]
 
 #: Gives calibration samples, each a list of the inputs in the model's order, shape ``(1, …)``.
 Samples = Callable[[], Iterator[list[np.ndarray]]]
@@ -102,7 +102,9 @@ def convert(
         shapes = tuple(given.get(info.name, info.shape[1:]) for info in described.inputs)
     behind = None
     if samples is not None:
-        behind = samples if split is None else _behind(split, samples, signature(model), shapes)
+        behind = (
+            samples if split is None else behind_lookups(split, samples, signature(model), shapes)
+        )
     content = convert_to_tflite(rest, representative=behind, io=io, input_shapes=shapes)
     if _is_model(rest) and mixed_precision_layers(rest):
         notes.append("converted from a float32 twin: the model computes in 16 bits")
@@ -126,7 +128,7 @@ def _signature(source: Any) -> Signature:
     return found
 
 
-def _behind(
+def behind_lookups(
     split: Split,
     samples: Samples,
     whole: Signature,
@@ -153,6 +155,8 @@ def convert_to_tflite(
     representative: Samples | None = None,
     io: Literal["int8", "float32"] = "float32",
     input_shapes: tuple[tuple[int | None, ...], ...] | None = None,
+    unrolled: bool = False,
+    tracing: Callable[[Any], contextlib.AbstractContextManager[Any]] | None = None,
 ) -> bytes:
     """Converts a model without lookups to a float32 flatbuffer, or to a full-integer one.
 
@@ -163,6 +167,10 @@ def convert_to_tflite(
         io: Type of the inputs and outputs of a full-integer file. Inputs that are integers in the
             model stay what they are.
         input_shapes: Shapes of the inputs without the batch, where the model leaves some open.
+        unrolled: Whether the loops of recurrent layers are written out, step by step. Those of a
+            full-integer file always are.
+        tracing: Called with the model that is converted, of equal layers as the one given; the
+            context that it gives is entered while that is traced.
 
     Returns:
         The bytes of the ``.tflite`` file. Its batch dimension is open (but for a float32 file with
@@ -174,7 +182,8 @@ def convert_to_tflite(
     """
     described = _signature(model)
     plain = _plain(model) if _is_model(model) else model
-    whole = representative is not None
+    whole = representative is not None or unrolled
+    around = contextlib.nullcontext() if tracing is None else tracing(plain)
 
     def trace(batch: int | None) -> tuple[Any, Any]:
         if _is_model(plain):
@@ -188,10 +197,10 @@ def convert_to_tflite(
                 f"The model cannot be run on inputs like those that it states. {first_line(error)}"
             ) from error
 
-    with _unrolled() if whole else contextlib.nullcontext():
+    with _unrolled() if whole else contextlib.nullcontext(), around:
         function, concrete = trace(None)
         operators = _operators(concrete)
-        if not whole and operators.intersection(_LOOPS):
+        if representative is None and operators.intersection(_LOOPS):
             # The lists of a loop need a size, so a file of one takes one sample at a time.
             function, concrete = trace(1)
     floats = all(info.dtype.startswith("float") for info in described.inputs)

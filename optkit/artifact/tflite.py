@@ -22,7 +22,7 @@ from optkit.errors import DataError, ModelError
 from optkit.models import signature
 from optkit.runtime import tensorflow
 
-__all__ = ["TFLiteArtifact", "TensorPort", "front_function"]
+__all__ = ["TFLiteArtifact", "TensorPort", "front_function", "operator_name"]
 
 _NUMPY_OF_TENSOR_TYPE = {0: np.float32, 1: np.float16, 2: np.int32, 3: np.uint8, 9: np.int8}
 _INT4 = 17
@@ -396,7 +396,7 @@ class TFLiteArtifact(Artifact):
         for g, graph in enumerate(model.subgraphs):
             unpacked: dict[int, list[_Count]] = {}
             for operator in graph.operators:
-                kind = _operator_name(model.operatorCodes[operator.opcodeIndex])
+                kind = operator_name(model.operatorCodes[operator.opcodeIndex])
                 outputs = list(operator.outputs)
                 weights = []
                 for t in map(int, operator.inputs):  # -1 stands for one that is left out
@@ -488,7 +488,8 @@ def _marked(content: bytes, mark: bytes) -> bytes:
     return bytes(builder.Output())
 
 
-def _operator_name(code: Any) -> str:
+def operator_name(code: Any) -> str:
+    """The kind of operator that an entry in a file's table of operators stands for."""
     if code.customCode is not None:
         return str(code.customCode.decode())
     # Codes above 127 do not fit the field that older files have alone.

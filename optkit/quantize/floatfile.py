@@ -1,0 +1,328 @@
+"""The float file that quantizing starts from: made once, with what each operator was in Keras."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from optkit.artifact import KerasArtifact
+from optkit.artifact.tflite import operator_name
+from optkit.convert import Samples, behind_lookups, convert_to_tflite
+from optkit.lookups import Split, split_lookups
+from optkit.models import (
+    Signature,
+    layers_by_path,
+    mixed_precision_layers,
+    signature,
+)
+from optkit.runtime import tf_keras
+
+__all__ = ["FloatFile", "Operation", "float_file", "rename_tensors"]
+
+#: What stands in tensor names for a layer: of one width, so that none is the beginning of another.
+_MARK = re.compile(r"L(\d{6})L")
+_OUTPUT = re.compile(r"^(?:Identity|PartitionedCall|StatefulPartitionedCall)(?:[_:]\d+)*$")
+_CONTROL_FLOW = frozenset({"WHILE", "IF", "CALL_ONCE"})
+_FLOAT32 = 0
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operator of a float file.
+
+    Attributes:
+        index: Place in the file.
+        kind: Kind, such as ``"CONV_2D"``.
+        inputs: Names of the tensors that it takes; those that are left out are not named.
+        outputs: Names of the tensors that it gives.
+        layers: Paths of the Keras layers that are fused into it, the last one first, as
+            `optkit.models.layers_by_path` has them: ``("relu", "bn", "conv")``. Empty where it
+            belongs to none.
+        weights: Names of those of its inputs that are constants of rank two and above.
+    """
+
+    index: int
+    kind: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    layers: tuple[str, ...]
+    weights: tuple[str, ...]
+
+    @property
+    def scope(self) -> str:
+        """What names it in a recipe of ai-edge-quantizer."""
+        return "".join(f"{name};" for name in self.outputs or self.inputs)
+
+
+@dataclass(frozen=True)
+class FloatFile:
+    """A float32 flatbuffer, and what is known of it.
+
+    Attributes:
+        content: The bytes of the file. Its signature carries the names of inputs and outputs; in
+            names of tensors, layers go by marks.
+        operations: The operators, in the order in which they run.
+        signature: Inputs and outputs as the model has them.
+        whole: Inputs and outputs of the model with its lookups.
+        shapes: Shapes of the inputs without the batch.
+        split: The two parts of a model with lookups; ``None`` for others.
+        inputs: Names of the input tensors, in the order of the signature.
+        outputs: Names of the output tensors, in the order of the signature.
+        names: What each mark stands for.
+        kinds: Class of each layer, by path.
+        notes: What the reader of a report should know of it.
+    """
+
+    content: bytes
+    operations: tuple[Operation, ...]
+    signature: Signature
+    whole: Signature
+    shapes: tuple[tuple[int | None, ...], ...]
+    split: Split | None
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    names: Mapping[str, str]
+    kinds: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    @property
+    def front(self) -> KerasArtifact | None:
+        """What runs before the file; ``None`` for nothing."""
+        return None if self.split is None else KerasArtifact(self.split.front)
+
+    @property
+    def has_control_flow(self) -> bool:
+        """Whether loops or branches are left in it."""
+        return any(item.kind in _CONTROL_FLOW for item in self.operations)
+
+    def behind(self, samples: Samples) -> Samples:
+        """Samples of the model as inputs of the file: without lookups they are the same."""
+        if self.split is None:
+            return samples
+        return behind_lookups(self.split, samples, self.whole, self.shapes)
+
+    def readable(self, name: str) -> str:
+        """The name of a tensor with names of layers in place of marks."""
+        return _MARK.sub(lambda found: self.names[found[0]], name)
+
+    def finish(self, content: bytes) -> bytes:
+        """A file made of this one, with names of layers in place of marks.
+
+        Args:
+            content: The bytes of the file that was made.
+        """
+        return rename_tensors(content, self.readable) if self.names else content
+
+
+def float_file(
+    source: Any, input_shapes: Mapping[str, tuple[int | None, ...]] | None = None
+) -> FloatFile:
+    """Makes the float32 file of a model, loops over time written out.
+
+    Args:
+        source: A built tf_keras model, or an artifact with `signature` and `inference_function`.
+        input_shapes: Shapes by name of the file's inputs, without the batch, where the model leaves
+            some open.
+
+    Raises:
+        OptkitError: If it cannot be converted.
+
+    Example:
+        >>> from optkit.testing import small_model
+        >>> [(item.kind, item.layers) for item in float_file(small_model()).operations][0]
+        ('CONV_2D', ('relu', 'conv'))
+    """
+    is_model = isinstance(source, tf_keras().Model)
+    whole = signature(source) if is_model else source.signature
+    split = split_lookups(source) if is_model else None
+    rest = source if split is None else split.rest
+    described = whole if split is None else signature(rest)
+    given = dict(input_shapes or {})
+    shapes = tuple(given.get(info.name, info.shape[1:]) for info in described.inputs)
+    notes = []
+    marks: dict[str, str] = {}
+    kinds: dict[str, str] = {}
+    ends: tuple[tuple[str, ...], ...] = ()
+    if is_model:
+        by_path = layers_by_path(rest)
+        kinds = {path: type(layer).__name__ for path, layer in by_path.items()}
+        ends = tuple(_origin(tensor) for tensor in rest.outputs)
+        if mixed_precision_layers(rest):
+            notes.append("converted from a float32 twin: the model computes in 16 bits")
+    if split is not None:
+        taken = ", ".join(port.name for port in described.inputs)
+        notes.append(
+            f"split off, as TFLite has no lookups: {', '.join(split.layers)}; the file takes "
+            f"{taken}, and its size and speed are without them"
+        )
+
+    def tracing(model: Any) -> contextlib.AbstractContextManager[None]:
+        return _marked(model, marks)
+
+    content = convert_to_tflite(
+        rest,
+        input_shapes=shapes if input_shapes else None,
+        unrolled=True,
+        tracing=tracing if is_model else None,
+    )
+    operations, inputs, outputs = _read(content, marks, kinds, ends)
+    names = {mark: path.rpartition("/")[2] for mark, path in marks.items()}
+    return FloatFile(
+        content=content,
+        operations=operations,
+        signature=described,
+        whole=whole,
+        shapes=shapes,
+        split=split,
+        inputs=inputs,
+        outputs=outputs,
+        names=names,
+        kinds=kinds,
+        notes=tuple(notes),
+    )
+
+
+@contextlib.contextmanager
+def _marked(model: Any, marks: dict[str, str]) -> Iterator[None]:
+    """Calls every layer by a mark while the model is traced.
+
+    TensorFlow tells layers that are called twice apart by endings (``dense``, ``dense_1``), which
+    may be the names of other layers.
+    """
+    keras = tf_keras()
+    renamed: list[tuple[Any, str]] = []
+    paths: dict[int, str] = {}
+
+    def visit(part: Any, prefix: str) -> None:
+        for layer in part._flatten_layers(include_self=False, recursive=False):
+            if id(layer) in paths or isinstance(layer, keras.layers.InputLayer):
+                continue
+            paths[id(layer)] = prefix + layer.name
+            renamed.append((layer, layer._name))
+            visit(layer, f"{prefix}{layer.name}/")
+
+    visit(model, "")
+    try:
+        for number, (layer, _) in enumerate(renamed):
+            mark = f"L{number:06d}L"
+            marks[mark] = paths[id(layer)]
+            layer._name = mark
+        yield
+    finally:
+        for layer, name in renamed:
+            layer._name = name
+
+
+def _origin(tensor: Any) -> tuple[str, ...]:
+    """The path of the layer that an output of a model comes from, models within it opened."""
+    keras = tf_keras()
+    prefix = ""
+    layer = tensor._keras_history.layer
+    place = tensor._keras_history.tensor_index
+    while isinstance(layer, keras.Model) and getattr(layer, "_is_graph_network", False):
+        prefix += f"{layer.name}/"
+        inner = layer.outputs[place]
+        layer, place = inner._keras_history.layer, inner._keras_history.tensor_index
+    return (prefix + layer.name,)
+
+
+def _read(
+    content: bytes,
+    marks: Mapping[str, str],
+    kinds: Mapping[str, str],
+    ends: tuple[tuple[str, ...], ...],
+) -> tuple[tuple[Operation, ...], tuple[str, ...], tuple[str, ...]]:
+    """The operators of a file, and the names of its input and output tensors."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    graph = model.subgraphs[0]
+    names = [tensor.name.decode() for tensor in graph.tensors]
+    entry = model.signatureDefs[0]
+    inputs = tuple(names[mapping.tensorIndex] for mapping in entry.inputs)
+    outputs = tuple(names[mapping.tensorIndex] for mapping in entry.outputs)
+    users: dict[int, int] = {}
+    for operator in graph.operators:
+        for tensor in set(map(int, operator.inputs)):
+            users[tensor] = users.get(tensor, 0) + 1
+
+    def layers_of(name: str) -> list[str]:
+        found = []
+        for part in name.split(";"):
+            paths = [marks[mark[0]] for mark in _MARK.finditer(part)]
+            # The outermost that counts as a layer: what it is built of is its own business.
+            known = [path for path in paths if path in kinds]
+            if known or paths:
+                found.append(known[0] if known else paths[-1])
+        return found
+
+    origin: dict[int, list[str]] = {}
+    operations = []
+    for index, operator in enumerate(graph.operators):
+        taken = [int(tensor) for tensor in operator.inputs if tensor >= 0]
+        given = [int(tensor) for tensor in operator.outputs]
+        weights = [t for t in taken if _is_weight(model, graph.tensors[t])]
+        layers: list[str] = []
+        for tensor in given:
+            if _OUTPUT.match(names[tensor]) and names[tensor] in outputs and ends:
+                layers += ends[outputs.index(names[tensor])]
+            layers += layers_of(names[tensor])
+        for tensor in weights:
+            if users[tensor] == 1:  # constants that happen to be equal are stored once
+                layers += layers_of(names[tensor])
+        if not layers:  # something that the converter put in: it goes with what it follows
+            layers = [path for tensor in taken for path in origin.get(tensor, [])[:1]]
+        layers = list(dict.fromkeys(layers))
+        for tensor in given:
+            origin[tensor] = layers
+        operations.append(
+            Operation(
+                index=index,
+                kind=operator_name(model.operatorCodes[operator.opcodeIndex]),
+                inputs=tuple(names[tensor] for tensor in taken),
+                outputs=tuple(names[tensor] for tensor in given),
+                layers=tuple(layers),
+                weights=tuple(names[tensor] for tensor in weights),
+            )
+        )
+    return tuple(operations), inputs, outputs
+
+
+def _is_weight(model: Any, tensor: Any) -> bool:
+    data = model.buffers[tensor.buffer].data
+    return (
+        tensor.type == _FLOAT32
+        and data is not None
+        and len(data) > 0
+        and tensor.shape is not None
+        and len(tensor.shape) > 1
+    )
+
+
+def rename_tensors(content: bytes, name: Callable[[str], str]) -> bytes:
+    """A file with other names of tensors; what equals another after that gets a number.
+
+    Args:
+        content: The bytes of the file.
+        name: From a name to another.
+    """
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    for graph in model.subgraphs:
+        taken: set[str] = set()
+        for tensor in graph.tensors:
+            fresh = first = name(tensor.name.decode())
+            number = 1
+            while fresh in taken:
+                number += 1
+                fresh = f"{first}#{number}"
+            taken.add(fresh)
+            tensor.name = fresh.encode()
+    builder = flatbuffers.Builder(len(content) + 4096)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
