@@ -3,17 +3,48 @@
 from __future__ import annotations
 
 import dataclasses
+import html
+import math
 import numbers
+import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from optkit import _validate
 from optkit.errors import ArgumentTypeError, PipelineError
+from optkit.looks import (
+    BASELINE,
+    INK,
+    SHAPES,
+    STAGE,
+    absent,
+    blank,
+    label_rows,
+    legend_below,
+    one_line,
+    plain,
+    prepared,
+    shortened,
+    shown,
+    svg,
+    text_options,
+    without_glyph_warnings,
+)
 
-__all__ = ["Chart", "Study"]
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.axes import Axes
+
+__all__ = ["Chart", "Study", "cell_text", "draw_study", "height_of_study"]
 
 _KINDS = ("bar", "line", "scatter")
+_WIDTH = 100  # of text, in characters
+_CELL = 40  # characters of a cell at most
+_NAME = 28  # characters of a name in a picture at most
+_BARS = 40  # rows drawn as bars at most
+_TICKS = 12  # names along an axis up to which they stand beside each other
 
 Value = str | int | float | bool | None
 
@@ -62,8 +93,9 @@ class Study:
     Args:
         title: What it is about, such as ``"Layers one at a time"``.
         columns: Headings, at least one, all different.
-        rows: The table; each row has a value for each column, which is a string, a number, ``True``,
-            ``False``, or ``None`` for what is not known.
+        rows: The table, what matters most first, as short forms of the report cut it off; each row
+            has a value for each column, which is a string, a number, ``True``, ``False``, or ``None``
+            for what is not known. A number that is not finite is ``None`` once it was JSON.
         notes: What the reader should know of it.
         chart: How it is drawn; ``None`` for a table alone.
 
@@ -113,6 +145,119 @@ class Study:
                 f"{list(self.columns)}."
             )
 
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def __repr__(self) -> str:
+        return f"Study({self.title!r}, {len(self.rows)} rows)"
+
+    def lines(self, limit: int | None = None) -> list[str]:
+        """The study as lines of text, at most 100 columns wide.
+
+        Args:
+            limit: How many rows to show at most; the last line of the table then says how many more
+                there are. ``None`` for all.
+        """
+        rows, more = self.telling(limit)
+        table = [list(self.columns), *([cell_text(value) for value in row] for row in rows)]
+        cells = [[plain(cell, _CELL) for cell in row] for row in table]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        figures = [self._of_figures(i) for i in range(len(self.columns))]
+        lines = []
+        for row in cells:
+            aligned = [
+                cell.rjust(width) if figure else cell.ljust(width)
+                for cell, width, figure in zip(row, widths, figures, strict=True)
+            ]
+            lines.append(shortened("  ".join(aligned).rstrip(), _WIDTH))
+        lines.insert(1, "─" * max(map(len, lines)))
+        lines.insert(0, shortened(one_line(self.title), _WIDTH))
+        if more:
+            lines.append(f"… {more} more")
+        for note in self.notes:
+            lines += textwrap.wrap(f"- {one_line(note)}", _WIDTH, subsequent_indent="  ")
+        return lines
+
+    def telling(self, limit: int | None) -> tuple[list[tuple[Value, ...]], int]:
+        """The rows that a short form shows, in their order, and how many it leaves out.
+
+        Rows that the chart marks come before the others, which come in their order.
+        """
+        if limit is None or len(self.rows) <= limit:
+            return list(self.rows), 0
+        places = sorted(range(len(self.rows)), key=lambda i: (not self.marked(self.rows[i]), i))
+        return [self.rows[i] for i in sorted(places[:limit])], len(self.rows) - limit
+
+    def marked(self, row: tuple[Value, ...]) -> bool:
+        """Whether the chart sets this row off."""
+        mark = None if self.chart is None else self.chart.mark
+        return mark is not None and row[self.columns.index(mark)] is True
+
+    def _of_figures(self, column: int) -> bool:
+        return all(row[column] is None or _is_figure(row[column]) for row in self.rows)
+
+    def _repr_html_(self) -> str:
+        """The whole table, with the chart above it."""
+        picture = ""
+        if self.chart is not None:
+            with without_glyph_warnings():
+                figure = blank(5.6, height_of_study(self))
+                draw_study(self, figure.subplots())
+                picture = svg(figure, "study")
+        header = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in self.columns)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell_text(value))}</td>" for value in row) + "</tr>"
+            for row in self.rows
+        )
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
+        return (
+            f"<div><p><b>{html.escape(self.title)}</b></p>{picture}"
+            f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
+            + (f"<ul>{notes}</ul>" if notes else "")
+            + "</div>"
+        )
+
+    def to_frame(self) -> pandas.DataFrame:
+        """The table as a ``pandas.DataFrame``.
+
+        Example:
+            >>> Study("Sizes", ("layer", "bytes"), (("conv", 288), ("scores", 400))).to_frame()
+                layer  bytes
+            0    conv    288
+            1  scores    400
+        """
+        import pandas
+
+        return pandas.DataFrame.from_records(list(self.rows), columns=list(self.columns))
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Axes:
+        """The chart of the study.
+
+        In a notebook the picture shows by itself, unless it is saved.
+
+        Args:
+            path: Where to save the picture; the suffix (``.png``, ``.svg``, ``.pdf``) says how.
+
+        Returns:
+            The matplotlib ``Axes``.
+
+        Raises:
+            PipelineError: If the study is a table alone.
+        """
+        if self.chart is None:
+            raise PipelineError(
+                f"The study {self.title!r} has no chart: it is a table, for `print` and `to_frame`."
+            )
+
+        def draw(make: Any) -> Axes:
+            with without_glyph_warnings():
+                axes: Axes = blank(7, height_of_study(self), make).subplots()
+                draw_study(self, axes)
+                return axes
+
+        drawn: Axes = shown(draw, path)
+        return drawn
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""
         return {
@@ -156,3 +301,153 @@ def _value(name: str, value: Any) -> Value:
         f"`{name}` must hold strings, numbers, True, False and None. Received: {value!r} (of type "
         f"{type(value).__name__})."
     )
+
+
+def _is_figure(value: Value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def cell_text(value: Value) -> str:
+    """A value as the report shows it.
+
+    >>> [cell_text(value) for value in ("conv", 1234567, 0.123456, True, False, None)]
+    ['conv', '1234567', '0.1235', 'yes', 'no', '–']
+    """
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+# ---------------------------------------------------------------------------------------- pictures
+
+
+def height_of_study(study: Study) -> float:
+    """Inches that the chart of a study takes."""
+    if study.chart is None or study.chart.kind != "bar":
+        return 3.6
+    return 1.2 + 0.26 * max(4, min(len(study.rows), _BARS))
+
+
+def draw_study(study: Study, axes: Axes) -> None:
+    """Draws the chart of a study that has one."""
+    chart = study.chart
+    if chart is None:
+        raise PipelineError(f"The study {study.title!r} has no chart.")
+    label = one_line(", ".join(chart.y))
+    if chart.kind == "bar":
+        prepared(axes, shortened(label, 60))
+        rows, more = study.telling(_BARS)
+    else:
+        prepared(axes, plain(chart.x, 60), shortened(label, 40))
+        rows, more = list(study.rows), 0
+    title = plain(study.title, 60)
+    axes.set_title(f"{title}, {more} rows not shown" if more else title, **text_options(9))
+    series = [_figures(rows, study.columns.index(name), above_zero=chart.log) for name in chart.y]
+    if not any(series):
+        absent(axes)
+        return
+    if chart.kind == "bar":
+        _draw_bars(study, chart, axes, rows, series)
+    else:
+        _draw_points(study, chart, axes, rows, series)
+    if len(chart.y) > 1 or any(map(study.marked, rows)):
+        legend_below(axes)
+
+
+def _figures(
+    rows: Sequence[tuple[Value, ...]], column: int, *, above_zero: bool = False
+) -> dict[int, float]:
+    """The figures of a column that can be drawn, by place of the row."""
+    found = {}
+    for i, row in enumerate(rows):
+        value = row[column]
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if math.isfinite(value) and (value > 0 or not above_zero):
+            found[i] = float(value)
+    return found
+
+
+def _split(study: Study, rows: Sequence[tuple[Value, ...]]) -> list[tuple[bool, set[int]]]:
+    """The places of the rows that are set off and of the others, as far as there are any."""
+    marked = {i for i, row in enumerate(rows) if study.marked(row)}
+    sides = [(False, set(range(len(rows))) - marked), (True, marked)]
+    return [(off, places) for off, places in sides if places]
+
+
+def _draw_bars(
+    study: Study,
+    chart: Chart,
+    axes: Axes,
+    rows: Sequence[tuple[Value, ...]],
+    series: list[dict[int, float]],
+) -> None:
+    height = 0.8 / len(series)
+    for number, (name, found) in enumerate(zip(chart.y, series, strict=True)):
+        offset = (number - (len(series) - 1) / 2) * height
+        for off, places in _split(study, rows):
+            kept = sorted(places & found.keys())
+            axes.barh(
+                [i + offset for i in kept],
+                [found[i] for i in kept],
+                height=0.9 * height,
+                label=_label(chart, name, off=off, several=len(series) > 1),
+                **_bar_looks(number, off=off, several=len(series) > 1),
+            )
+    if chart.log:
+        axes.set_xscale("log")
+    column = study.columns.index(chart.x)
+    label_rows(axes, [plain(cell_text(row[column]), _NAME) for row in rows])
+
+
+def _bar_looks(number: int, *, off: bool, several: bool) -> dict[str, Any]:
+    """One series needs no colour of its own, so that colour says what is set off."""
+    if not several:
+        return {"color": BASELINE if off else STAGE}
+    return {"color": SHAPES[number % len(SHAPES)][0], "hatch": "///" if off else ""}
+
+
+def _draw_points(
+    study: Study,
+    chart: Chart,
+    axes: Axes,
+    rows: Sequence[tuple[Value, ...]],
+    series: list[dict[int, float]],
+) -> None:
+    column = study.columns.index(chart.x)
+    values = [row[column] for row in rows]
+    along = _figures(rows, column) if all(map(_is_figure, values)) else None
+    places = {i: float(i) for i in range(len(rows))} if along is None else along
+    for number, (name, found) in enumerate(zip(chart.y, series, strict=True)):
+        colour, marker = SHAPES[number % len(SHAPES)]
+        if chart.kind == "line":
+            # What is not known leaves a gap: a line over it would be made up.
+            drawn = [found.get(i, math.nan) for i in places]
+            axes.plot(list(places.values()), drawn, color=colour, linewidth=1)
+        for off, some in _split(study, rows):
+            kept = sorted(some & found.keys() & places.keys())
+            axes.plot(
+                [places[i] for i in kept],
+                [found[i] for i in kept],
+                linestyle="",
+                marker="*" if off else marker,
+                markersize=10 if off else 5,
+                color=BASELINE if off and len(series) == 1 else colour,
+                label=_label(chart, name, off=off, several=len(series) > 1),
+                zorder=3,
+            )
+    if chart.log:
+        axes.set_yscale("log")
+    if along is None:
+        turned = 0 if len(rows) <= _TICKS else 90
+        labels = [plain(cell_text(value), _NAME) for value in values]
+        axes.set_xticks(range(len(rows)), labels=labels, rotation=turned, **text_options())
+    axes.tick_params(colors=INK)
+
+
+def _label(chart: Chart, name: str, *, off: bool, several: bool) -> str:
+    if off:
+        return plain(f"{name}, {chart.mark}" if several else str(chart.mark), _NAME)
+    return plain(name, _NAME)

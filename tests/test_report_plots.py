@@ -18,7 +18,8 @@ from optkit.measuring import Layer, Measurement
 from optkit.report.pictures import layer_pairs, worst_first
 from optkit.report.plot import KINDS
 
-PANELS = {"pareto": (2,), "bars": (3,), "curves": (2, 3)}
+PANELS = {"pareto": (2,), "bars": (3,), "curves": (2, 3), "studies": (1,)}
+NOTHING = {"curves": "no training", "studies": "no study"}
 
 
 def bare_report():
@@ -41,7 +42,7 @@ def test_every_kind_is_drawn_whatever_was_measured(make, kind, tmp_path):
     assert matplotlib.rcParams.copy() == before
     if make in (minimal_report, bare_report):
         texts = [text.get_text() for text in some.texts]
-        assert texts == ["no training" if kind == "curves" else "not measured"]
+        assert texts == [NOTHING.get(kind, "not measured")]
 
 
 def test_an_unknown_kind_is_refused():

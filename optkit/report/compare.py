@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from optkit.errors import ArgumentTypeError
+from optkit.looks import shortened
 from optkit.measuring import Interval, Measurement
 from optkit.report.report import Report, Row
-from optkit.report.text import is_share, metric_value, milliseconds, share, shortened, size
+from optkit.report.text import is_share, metric_value, milliseconds, share, size
 
 if TYPE_CHECKING:
     import pandas

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
-import re
 from collections.abc import Callable
 from importlib import resources
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from optkit.looks import blank, svg, without_glyph_warnings
 from optkit.measuring import Interval, Layer, Measurement
 from optkit.report.classes import ClassFigures, class_figures
 from optkit.report.outputs import each_output
@@ -32,12 +31,16 @@ from optkit.report.text import (
     share,
     size,
     stages,
+    studies,
 )
+from optkit.study import Study, cell_text, draw_study, height_of_study
 
 __all__ = ["comparison_html", "to_html"]
 
 _CLASSES = 20  # rows of the table of classes at most
 _LAYERS = 400  # rows of a table of layers at most
+_ROWS = 400  # rows of a study at most
+_OPEN = 12  # rows of a study up to which it is unfolded
 
 
 def to_html(report: Report, *, page: bool) -> str:
@@ -54,8 +57,6 @@ def to_html(report: Report, *, page: bool) -> str:
     Returns:
         The HTML.
     """
-    from optkit.report.style import without_glyph_warnings
-
     with without_glyph_warnings():
         return _render(report, page=page)
 
@@ -80,6 +81,7 @@ def _render(report: Report, *, page: bool) -> str:
         classes_plot=_classes_plot(report) if page else None,
         layers=_layers(report) if page else [],
         curves=_curves(report) if page else [],
+        studies=_studies(report, page=page),
         rows=report.rows,
         pipeline=_pipeline(report),
         environment={key: value for key, value in report.environment.items() if key != "pipeline"},
@@ -239,6 +241,36 @@ def _layer_row(layer: Layer, largest: int) -> dict[str, Any]:
     }
 
 
+def _studies(report: Report, *, page: bool) -> list[dict[str, Any]]:
+    """The studies of the passes, those with a long table folded, on a page with their charts."""
+    return [
+        _study(title, study, f"study{number}" if page else "")
+        for number, (title, study) in enumerate(studies(report), 1)
+    ]
+
+
+def _study(title: str, study: Study, picture: str) -> dict[str, Any]:
+    plot = None
+    if study.chart is not None and picture:
+        figure = blank(4.6, height_of_study(study))
+        draw_study(study, figure.subplots())
+        plot = svg(figure, picture)
+    rows, more = study.telling(_ROWS)
+    return {
+        "title": title,
+        "count": len(study.rows),
+        "open": len(study.rows) <= _OPEN,
+        "plot": plot,
+        "columns": study.columns,
+        "rows": [
+            {"marked": study.marked(row), "cells": [cell_text(value) for value in row]}
+            for row in rows
+        ],
+        "caption": f"{more} more rows are not shown." if more else "",
+        "notes": study.notes,
+    }
+
+
 def _pipeline(report: Report) -> str | None:
     """The pipeline as the call that makes it."""
     source = report.environment.get("pipeline")
@@ -253,11 +285,11 @@ def _pareto(report: Report) -> list[Markup]:
     pictures = []
     for number, (output, alone) in enumerate(each_output(report)):
         for side in SIDES:
-            figure = _figure(4.6, 3.6)
+            figure = blank(4.6, 3.6)
             axes = figure.subplots()
             draw_pareto(alone, [(axes, side)])
             entitled(axes, output)
-            pictures.append(_svg(figure, f"{side}{number or ''}"))
+            pictures.append(svg(figure, f"{side}{number or ''}"))
     return pictures
 
 
@@ -266,9 +298,9 @@ def _classes_plot(report: Report) -> Markup | None:
 
     if report.final_row is None or not class_figures(report):
         return None
-    figure = _figure(4.6, height_of_classes(report))
+    figure = blank(4.6, height_of_classes(report))
     draw_classes(report, figure.subplots())
-    return _svg(figure, "classes")
+    return svg(figure, "classes")
 
 
 def _curves(report: Report) -> list[tuple[str, Markup]]:
@@ -277,42 +309,7 @@ def _curves(report: Report) -> list[tuple[str, Markup]]:
     pictures = []
     for number, training in enumerate(trainings(report), 1):
         count = len(training.groups)
-        figure = _figure(3.2, 0.6 + 1.6 * count)
+        figure = blank(3.2, 0.6 + 1.6 * count)
         draw_training(training, figure.subplots(count, 1, squeeze=False)[:, 0])
-        pictures.append((training.name, _svg(figure, f"training{number}")))
+        pictures.append((training.name, svg(figure, f"training{number}")))
     return pictures
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
-
-
-def _svg(figure: Any, name: str) -> Markup:
-    """A plot as an SVG element that takes the page's text colour.
-
-    matplotlib escapes the text it writes, so the element is safe as it is. Text stays text: the
-    browser writes it in its own fonts, which know all scripts, and it can be searched for.
-    """
-    import matplotlib
-
-    from optkit.report.style import INK, STAGE
-
-    buffer = io.StringIO()
-    # Without metadata no prose and no addresses get into the page.
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with matplotlib.rc_context({"svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    picture = buffer.getvalue()
-    picture = picture[picture.index("<svg") :]  # what stands before it belongs to a file of its own
-    picture = re.sub(r"<!--.*?-->\s*", "", picture, flags=re.DOTALL)
-    # A style sheet inside an inlined picture would hold for the whole page.
-    picture = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", picture, flags=re.DOTALL)
-    # Names within a picture must be unique in the whole page.
-    picture = re.sub(r' id="', f' id="{name}-', picture)
-    picture = picture.replace('xlink:href="#', f'xlink:href="#{name}-')
-    picture = picture.replace("url(#", f"url(#{name}-")
-    for colour, shown in ((INK, "currentColor"), (STAGE, "var(--stage)")):
-        picture = re.sub(rf"\b(fill|stroke): {colour}\b", rf"\1: {shown}", picture)
-    return Markup(picture)

@@ -11,20 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
+from optkit.looks import BASELINE, PATH, STAGE, absent, plain, prepared, text_options
 from optkit.measuring import Interval, Measurement
 from optkit.report.report import Report
-from optkit.report.style import (
-    BASELINE,
-    PATH,
-    STAGE,
-    absent,
-    arms,
-    metric_label,
-    plain,
-    prepared,
-    size_unit,
-    text_options,
-)
+from optkit.report.style import arms, metric_label, size_unit
 from optkit.report.text import batch_size, is_share
 
 __all__ = ["SIDES", "draw_pareto"]

@@ -10,24 +10,23 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from optkit.measuring import Interval, Layer, Measurement
-from optkit.report.classes import ClassFigures, class_figures
-from optkit.report.report import Report
-from optkit.report.style import (
+from optkit.looks import (
     BASELINE,
     INK,
-    LABEL_SIZE,
     PATH,
     SHAPES,
     STAGE,
     absent,
-    arms,
-    metric_label,
+    label_rows,
+    legend_below,
     plain,
     prepared,
-    size_unit,
     text_options,
 )
+from optkit.measuring import Interval, Layer, Measurement
+from optkit.report.classes import ClassFigures, class_figures
+from optkit.report.report import Report
+from optkit.report.style import arms, metric_label, size_unit
 from optkit.report.text import is_share
 
 __all__ = [
@@ -123,14 +122,7 @@ def draw_bar_panel(report: Report, axes: Axes, figure: str) -> None:
     if known:
         axes.ticklabel_format(axis="x", style="plain", useOffset=False)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-    _rows(axes, [stage.name for stage in stages])
-
-
-def _rows(axes: Axes, names: Sequence[str]) -> None:
-    """Labels the lines of a picture, the first one on top."""
-    axes.set_yticks(range(len(names)), labels=list(names), **text_options())
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
+    label_rows(axes, [stage.name for stage in stages])
 
 
 def worst_first(report: Report, count: int = _CLASSES) -> list[ClassFigures]:
@@ -185,7 +177,7 @@ def draw_classes(report: Report, axes: Axes) -> None:
                 label=label,
                 zorder=3,
             )
-    _rows(
+    label_rows(
         axes,
         [
             plain(item.name, _NAME) + (f"  (n = {item.samples})" if item.samples else "")
@@ -193,22 +185,12 @@ def draw_classes(report: Report, axes: Axes) -> None:
         ],
     )
     axes.margins(x=0.06)
-    _legend(axes)
+    legend_below(axes)
     total = len(class_figures(report))
     if total > len(classes):
         axes.set_title(
             f"{len(classes)} of {total} classes: lowest accuracy, greatest loss", **text_options(9)
         )
-
-
-def _legend(axes: Axes) -> None:
-    """Below the axes, where it hides nothing, however high they are."""
-    figure = axes.get_figure(root=True)
-    if figure is None:
-        return
-    legend = figure.legend(frameon=False, fontsize=LABEL_SIZE, ncols=3, loc="outside lower center")
-    for text in legend.get_texts():
-        text.set(color=INK, parse_math=False, usetex=False)
 
 
 class LayerPair(NamedTuple):
@@ -306,8 +288,8 @@ def draw_layers(report: Report, axes: Axes) -> None:
                 va="center",
                 **text_options(7),
             )
-    _rows(axes, [plain(pair.name, _NAME) for pair in pairs])
-    _legend(axes)
+    label_rows(axes, [plain(pair.name, _NAME) for pair in pairs])
+    legend_below(axes)
     total = len(layer_pairs(report))
     if total > len(pairs):
         axes.set_title(f"the {len(pairs)} largest of {total} layers", **text_options(9))

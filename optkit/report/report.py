@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from optkit.artifact.base import write_atomically
 from optkit.errors import OptkitError
 from optkit.goals import Goal
+from optkit.looks import shown
 from optkit.measuring import Interval, Measurement, OutputChange, Throughput, verdict
 from optkit.study import Study
 
@@ -347,11 +347,11 @@ class Report:
                 ``"bars"``: metric, size and latency of each stage. ``"classes"``: the accuracy in
                 each class before and after, worst first. ``"layers"``: the bytes of each layer
                 before and after, and its zeros. ``"curves"``: losses and metrics of each training,
-                epoch by epoch.
+                epoch by epoch. ``"studies"``: what the passes have looked into, a panel each.
 
         Returns:
             The matplotlib ``Axes``; an array of them for the kinds with several panels, which are
-            ``"pareto"``, ``"bars"`` and ``"curves"``.
+            ``"pareto"``, ``"bars"``, ``"curves"`` and ``"studies"``.
 
         Raises:
             PipelineError: For an unknown kind.
@@ -366,25 +366,7 @@ class Report:
         """
         from optkit.report.plot import plot
 
-        if path is None and _in_notebook():
-            from matplotlib import pyplot
-
-            return plot(self, kind, make=pyplot.figure)
-        axes = plot(self, kind)
-        if path is not None:
-            from optkit.report.style import without_glyph_warnings
-
-            figure = (axes.flat[0] if hasattr(axes, "flat") else axes).get_figure(root=True)
-            with without_glyph_warnings():
-                write_atomically(Path(path), lambda temporary: figure.savefig(temporary, dpi=150))
-        return axes
-
-
-def _in_notebook() -> bool:
-    """Whether this code runs in the kernel of a notebook, which shows pyplot's figures."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return getattr(shell, "kernel", None) is not None
+        return shown(lambda make: plot(self, kind, make=make), path)
 
 
 def _finite(value: Any) -> Any:

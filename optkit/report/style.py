@@ -1,76 +1,18 @@
-"""What all plots of a report have in common: colours, text, units."""
+"""What all plots of a report have in common beside their looks: units, intervals, titles."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
+from optkit.looks import plain, shortened, text_options
 from optkit.measuring import Interval
 from optkit.report.report import Report
-from optkit.report.text import is_share, one_line, shortened
+from optkit.report.text import is_share
 
-__all__ = [
-    "BASELINE",
-    "INK",
-    "LABEL_SIZE",
-    "PATH",
-    "SHAPES",
-    "STAGE",
-    "absent",
-    "arms",
-    "metric_label",
-    "plain",
-    "prepared",
-    "size_unit",
-    "text_options",
-    "without_glyph_warnings",
-]
-
-#: Colour of all text and axes; the HTML page puts its own text colour in its place.
-INK = "#24292f"
-
-# From the palette of Okabe and Ito, which colour-blind readers can tell apart; the markers differ
-# in shape as well.
-BASELINE = "#d55e00"
-STAGE = "#0072b2"
-PATH = "#8c959f"
-#: Colours and markers of further series, in this order.
-SHAPES = ((STAGE, "o"), (BASELINE, "D"), ("#009e73", "s"), ("#cc79a7", "^"), (PATH, "v"))
-
-LABEL_SIZE = 8  # of labels, in points
-
-
-def text_options(size: float = LABEL_SIZE) -> dict[str, Any]:
-    """How text is written: names come from users, they are neither mathtext nor TeX."""
-    return {"fontsize": size, "color": INK, "parse_math": False, "usetex": False}
-
-
-def plain(name: str, width: int) -> str:
-    """A name as one line of bounded width."""
-    return shortened(one_line(name), width)
-
-
-def prepared(axes: Axes, x_label: str = "", y_label: str = "") -> None:
-    """Gives axes the looks of the report, whatever style the user has set."""
-    axes.set_facecolor("white")
-    axes.grid(False)
-    axes.set_xlabel(x_label, **text_options(9))
-    axes.set_ylabel(y_label, **text_options(9))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(INK)
-    axes.tick_params(colors=INK, labelsize=8)
-
-
-def absent(axes: Axes, text: str = "not measured") -> None:
-    """Says that there is nothing to draw."""
-    axes.text(0.5, 0.5, text, **text_options(9), ha="center", va="center", transform=axes.transAxes)
-    axes.set_xticks([])
-    axes.set_yticks([])
+__all__ = ["arms", "entitled", "metric_label", "size_unit"]
 
 
 def arms(value: float, interval: Interval | None) -> list[list[float]] | None:
@@ -101,14 +43,3 @@ def entitled(axes: Axes, output: str) -> None:
     """Says of which output a picture is, where there are several."""
     if output:
         axes.set_title(plain(output, 40), **text_options(9))
-
-
-@contextlib.contextmanager
-def without_glyph_warnings() -> Iterator[None]:
-    """Names may be in any script; what matplotlib's font lacks is drawn as a box, without a word.
-
-    In the HTML report the browser writes the text, in fonts of its own.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
-        yield

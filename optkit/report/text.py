@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from optkit.goals import Goal
+from optkit.looks import one_line, shortened
 from optkit.measuring import Interval, Measurement
 from optkit.report.classes import lost_classes
 from optkit.report.outputs import each_output, outputs_of, report_of
 from optkit.report.report import Report, Row
+from optkit.study import Study, cell_text
 
 __all__ = [
     "HEADINGS",
@@ -27,17 +29,18 @@ __all__ = [
     "is_share",
     "metric_value",
     "milliseconds",
-    "one_line",
     "output_tables",
     "share",
-    "shortened",
     "size",
     "stages",
+    "studies",
     "to_markdown",
     "to_text",
 ]
 
 _WIDTH = 100
+_TELLING = 6  # rows of a study in a terminal at most
+_MARKDOWN = 20  # rows of a study in Markdown at most
 _ABSENT = "–"
 
 #: Column headings; the first two columns are text, the others figures.
@@ -410,6 +413,15 @@ def footnotes(report: Report) -> list[str]:
     return notes
 
 
+def studies(report: Report) -> list[tuple[str, Study]]:
+    """What the passes have looked into, each with its heading."""
+    return [
+        (one_line(f"{row.index} {_marked(row)}: {study.title}"), study)
+        for row in report.rows
+        for study in row.studies
+    ]
+
+
 def _long_tail(report: Report) -> list[str]:
     """Classes that lost more than noise although the mean did not."""
     return [note for output, alone in each_output(report) for note in _tail_of(output, alone)]
@@ -572,6 +584,8 @@ def to_text(report: Report) -> str:
         lines.append("")
     for note in footnotes(report):
         lines += textwrap.wrap(f"- {note}", _WIDTH, subsequent_indent="  ")
+    for title, study in studies(report):
+        lines += ["", shortened(title, _WIDTH), *study.lines(_TELLING)[1:]]
     return "\n".join(lines)
 
 
@@ -588,16 +602,6 @@ def _lined_up(table: list[tuple[str, ...]]) -> list[str]:
         lines.append("  ".join(aligned).rstrip())
     lines.insert(1, "─" * min(_WIDTH, max(map(len, lines))))
     return lines
-
-
-def shortened(text: str, width: int) -> str:
-    """A text cut to a width, and marked where it was cut."""
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def one_line(text: str) -> str:
-    """A text without line breaks, control characters and marks that turn the direction of others."""
-    return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
 
 
 def to_markdown(report: Report) -> str:
@@ -620,4 +624,17 @@ def to_markdown(report: Report) -> str:
             lines.append(line((wanted, reached, verdict if goal.met else f"**{verdict}**")))
         lines.append("")
     lines += [f"- {note}" for note in footnotes(report)]
+    for title, study in studies(report):
+        rows, more = study.telling(_MARKDOWN)
+        cut = f", {more} more rows not shown" if more else ""
+        lines += [
+            "",
+            f"**{title}**{cut}",
+            "",
+            line(study.columns),
+            line(("---",) * len(study.columns)),
+        ]
+        lines += [line(tuple(map(cell_text, row))) for row in rows]
+        if study.notes:
+            lines += ["", *(f"- {one_line(note)}" for note in study.notes)]
     return "\n".join(lines)
