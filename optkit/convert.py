@@ -33,6 +33,7 @@ from optkit.artifact import KerasArtifact, TFLiteArtifact
 from optkit.artifact.keras import inference_function
 from optkit.artifact.tflite import front_function
 from optkit.errors import OptkitError, first_line
+from optkit.flatbuffer import packed, unpacked
 from optkit.isolate import run_module
 from optkit.lookups import Split, split_lookups
 from optkit.models import Signature, clone, copy_state, mixed_precision_layers, signature
@@ -467,10 +468,9 @@ def _without(words: str, level: int = logging.NOTSET) -> Iterator[None]:
 
 def _with_signature(content: bytes, names: Signature) -> bytes:
     """Adds a signature, so that inputs and outputs carry the model's own names."""
-    import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
-    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    model = unpacked(content)
     graph = model.subgraphs[0]
 
     def mapping(name: str, index: int) -> Any:
@@ -491,9 +491,7 @@ def _with_signature(content: bytes, names: Signature) -> bytes:
         mapping(info.name, index) for info, index in zip(names.outputs, graph.outputs, strict=True)
     ]
     model.signatureDefs = [entry]
-    builder = flatbuffers.Builder(len(content) + 4096)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return packed(model, len(content))
 
 
 if __name__ == "__main__":

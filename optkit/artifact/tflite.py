@@ -19,10 +19,11 @@ from optkit.artifact.base import Artifact, Layer, batches_of, named_inputs, writ
 from optkit.artifact.keras import KerasArtifact, from_file
 from optkit.artifact.reading import Terms, read_keras_archive
 from optkit.errors import DataError, ModelError
+from optkit.flatbuffer import buffer_of, operator_name, packed, unpacked
 from optkit.models import signature
 from optkit.runtime import tensorflow
 
-__all__ = ["TFLiteArtifact", "TensorPort", "front_function", "operator_name"]
+__all__ = ["TFLiteArtifact", "TensorPort", "front_function"]
 
 _NUMPY_OF_TENSOR_TYPE = {0: np.float32, 1: np.float16, 2: np.int32, 3: np.uint8, 9: np.int8}
 _INT4 = 17
@@ -106,6 +107,7 @@ class TFLiteArtifact(Artifact):
         content: The bytes of the file.
         front: What to run before the file, as a `KerasArtifact` or the bytes of its file; ``None``
             for nothing. Its outputs are called as the inputs of the file.
+        threads: Threads that `predict` runs on.
 
     Raises:
         ModelError: If the bytes are no TFLite file that LiteRT can run.
@@ -115,8 +117,11 @@ class TFLiteArtifact(Artifact):
     suffix = ".tflite"
     front_suffix = ".front.keras"
 
-    def __init__(self, content: bytes, front: KerasArtifact | bytes | None = None):
+    def __init__(
+        self, content: bytes, front: KerasArtifact | bytes | None = None, *, threads: int = 1
+    ):
         self._content = bytes(content)
+        self._threads = threads
         self._front = _file_of(front) if isinstance(front, KerasArtifact) else front
         self._lock = threading.Lock()  # an interpreter serves one caller at a time
         self._shapes: tuple[tuple[int, ...], ...] | None = None
@@ -192,7 +197,7 @@ class TFLiteArtifact(Artifact):
         from ai_edge_litert.interpreter import Interpreter
 
         try:
-            interpreter = Interpreter(model_content=self._content)
+            interpreter = Interpreter(model_content=self._content, num_threads=self._threads)
             shapes = [detail["shape_signature"] for detail in interpreter.get_input_details()]
             # Sizes that are open count as 1 until inputs come, too small for many a model.
             if all(size >= 0 for shape in shapes for size in shape[1:]):
@@ -314,10 +319,8 @@ class TFLiteArtifact(Artifact):
 
     @functools.cached_property
     def _flatbuffer(self) -> Any:
-        from ai_edge_litert import schema_py_generated as schema
-
         try:
-            return schema.ModelT.InitFromPackedBuf(self._content, 0)
+            return unpacked(self._content)
         except Exception as error:
             raise ModelError(f"This TFLite file cannot be read: {error}") from error
 
@@ -474,34 +477,13 @@ def _file_of(artifact: KerasArtifact) -> bytes:
 
 def _marked(content: bytes, mark: bytes) -> bytes:
     """The flatbuffer with an entry in its metadata that says which front it was made with."""
-    import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
-    model = schema.ModelT.InitFromPackedBuf(content, 0)
-    buffer, entry = schema.BufferT(), schema.MetadataT()
-    buffer.data = np.frombuffer(mark, np.uint8)
-    entry.name, entry.buffer = _FRONT_MARK, len(model.buffers)
-    model.buffers.append(buffer)
+    model = unpacked(content)
+    entry = schema.MetadataT()
+    entry.name, entry.buffer = _FRONT_MARK, buffer_of(model, mark)
     model.metadata = [*(model.metadata or ()), entry]
-    builder = flatbuffers.Builder(len(content) + 4096)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
-
-
-def operator_name(code: Any) -> str:
-    """The kind of operator that an entry in a file's table of operators stands for."""
-    if code.customCode is not None:
-        return str(code.customCode.decode())
-    # Codes above 127 do not fit the field that older files have alone.
-    return _builtin_operators().get(max(code.builtinCode, code.deprecatedBuiltinCode), "UNKNOWN")
-
-
-@functools.cache
-def _builtin_operators() -> dict[int, str]:
-    from ai_edge_litert import schema_py_generated as schema
-
-    values = vars(schema.BuiltinOperator).items()
-    return {number: name for name, number in values if isinstance(number, int)}
+    return packed(model, len(content))
 
 
 def _layer(name: str, kind: str, weights: list[_Count]) -> Layer:

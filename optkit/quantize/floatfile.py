@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from optkit.artifact import KerasArtifact
-from optkit.artifact.tflite import operator_name
 from optkit.convert import Samples, behind_lookups, convert_to_tflite
+from optkit.flatbuffer import FLOAT32, operator_name, packed, unpacked
 from optkit.lookups import Split, split_lookups
 from optkit.models import (
     Signature,
@@ -26,7 +26,6 @@ __all__ = ["FloatFile", "Operation", "float_file", "rename_tensors"]
 _MARK = re.compile(r"L(\d{6})L")
 _OUTPUT = re.compile(r"^(?:Identity|PartitionedCall|StatefulPartitionedCall)(?:[_:]\d+)*$")
 _CONTROL_FLOW = frozenset({"WHILE", "IF", "CALL_ONCE"})
-_FLOAT32 = 0
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,7 @@ class FloatFile:
         whole: Inputs and outputs of the model with its lookups.
         shapes: Shapes of the inputs without the batch.
         split: The two parts of a model with lookups; ``None`` for others.
+        float_tensors: Names of the tensors that hold floats.
         inputs: Names of the input tensors, in the order of the signature.
         outputs: Names of the output tensors, in the order of the signature.
         names: What each mark stands for.
@@ -82,6 +82,7 @@ class FloatFile:
     whole: Signature
     shapes: tuple[tuple[int | None, ...], ...]
     split: Split | None
+    float_tensors: frozenset[str]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     names: Mapping[str, str]
@@ -168,7 +169,7 @@ def float_file(
         unrolled=True,
         tracing=tracing if is_model else None,
     )
-    operations, inputs, outputs = _read(content, marks, kinds, ends)
+    operations, inputs, outputs, floats = _read(content, marks, kinds, ends)
     names = {mark: path.rpartition("/")[2] for mark, path in marks.items()}
     return FloatFile(
         content=content,
@@ -177,6 +178,7 @@ def float_file(
         whole=whole,
         shapes=shapes,
         split=split,
+        float_tensors=floats,
         inputs=inputs,
         outputs=outputs,
         names=names,
@@ -234,11 +236,9 @@ def _read(
     marks: Mapping[str, str],
     kinds: Mapping[str, str],
     ends: tuple[tuple[str, ...], ...],
-) -> tuple[tuple[Operation, ...], tuple[str, ...], tuple[str, ...]]:
-    """The operators of a file, and the names of its input and output tensors."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = schema.ModelT.InitFromPackedBuf(content, 0)
+) -> tuple[tuple[Operation, ...], tuple[str, ...], tuple[str, ...], frozenset[str]]:
+    """The operators of a file, and the names of its input, output and float tensors."""
+    model = unpacked(content)
     graph = model.subgraphs[0]
     names = [tensor.name.decode() for tensor in graph.tensors]
     entry = model.signatureDefs[0]
@@ -288,13 +288,19 @@ def _read(
                 weights=tuple(names[tensor] for tensor in weights),
             )
         )
-    return tuple(operations), inputs, outputs
+    floats = frozenset(
+        tensor.name.decode()
+        for part in model.subgraphs
+        for tensor in part.tensors
+        if tensor.type == FLOAT32
+    )
+    return tuple(operations), inputs, outputs, floats
 
 
 def _is_weight(model: Any, tensor: Any) -> bool:
     data = model.buffers[tensor.buffer].data
     return (
-        tensor.type == _FLOAT32
+        tensor.type == FLOAT32
         and data is not None
         and len(data) > 0
         and tensor.shape is not None
@@ -309,10 +315,7 @@ def rename_tensors(content: bytes, name: Callable[[str], str]) -> bytes:
         content: The bytes of the file.
         name: From a name to another.
     """
-    import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    model = unpacked(content)
     for graph in model.subgraphs:
         taken: set[str] = set()
         for tensor in graph.tensors:
@@ -323,6 +326,4 @@ def rename_tensors(content: bytes, name: Callable[[str], str]) -> bytes:
                 fresh = f"{first}#{number}"
             taken.add(fresh)
             tensor.name = fresh.encode()
-    builder = flatbuffers.Builder(len(content) + 4096)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return packed(model, len(content))

@@ -16,15 +16,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from optkit.artifact.tflite import operator_name
 from optkit.errors import OptkitError, first_line
+from optkit.flatbuffer import FLOAT32, operator_name, packed, unpacked
 from optkit.quantize.calibrate import Ranges
 from optkit.quantize.floatfile import FloatFile, Operation
 from optkit.runtime import tensorflow
 
 __all__ = ["Scheme", "engine_of", "float_operations", "quantize"]
 
-_FLOAT32 = 0
 _UNPACKING = frozenset({"QUANTIZE", "DEQUANTIZE"})
 
 
@@ -90,7 +89,7 @@ def engine_of(file: FloatFile, scheme: Scheme | None = None) -> str:
 
 def foreign(file: FloatFile, known: Collection[str]) -> tuple[Operation, ...]:
     """The operators on floats that ai-edge-quantizer would leave in float."""
-    floats = _float_tensors(file.content)
+    floats = file.float_tensors
     return tuple(
         item
         for item in file.operations
@@ -105,18 +104,6 @@ def _known_operators() -> frozenset[str]:
 
     policy = json.loads(default_policy.DEFAULT_JSON_POLICY)
     return frozenset(policy["ops_per_config"]["static_wi8_ai8"])
-
-
-def _float_tensors(content: bytes) -> set[str]:
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = schema.ModelT.InitFromPackedBuf(content, 0)
-    return {
-        tensor.name.decode()
-        for graph in model.subgraphs
-        for tensor in graph.tensors
-        if tensor.type == _FLOAT32
-    }
 
 
 # ------------------------------------------------------------------------------- ai-edge-quantizer
@@ -242,29 +229,24 @@ def _by_tensorflow(file: FloatFile, ranges: Ranges, keep_float: Collection[int],
 
 def _with_ranges(content: bytes, ranges: Ranges) -> bytes:
     """The float file with ranges in it, where TensorFlow's calibrator would have put them."""
-    import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
-    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    model = unpacked(content)
     for graph in model.subgraphs:
         for tensor in graph.tensors:
             found = ranges.get(tensor.name.decode())
-            if found is None or tensor.type != _FLOAT32:
+            if found is None or tensor.type != FLOAT32:
                 continue
             entry = tensor.quantization or schema.QuantizationParametersT()
             entry.min = np.array([found[0]], np.float32)
             entry.max = np.array([found[1]], np.float32)
             tensor.quantization = entry
-    builder = flatbuffers.Builder(len(content) + 65536)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return packed(model, len(content))
 
 
 def float_operations(content: bytes) -> tuple[str, ...]:
     """The kinds of the operators that still compute in float in a quantized file."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    model = unpacked(content)
     found = []
     for graph in model.subgraphs:
         for operator in graph.operators:
@@ -272,6 +254,6 @@ def float_operations(content: bytes) -> tuple[str, ...]:
             if kind in _UNPACKING:
                 continue
             taken = [t for t in (*operator.inputs, *operator.outputs) if t >= 0]
-            if any(graph.tensors[t].type == _FLOAT32 for t in taken):
+            if any(graph.tensors[t].type == FLOAT32 for t in taken):
                 found.append(kind)
     return tuple(found)

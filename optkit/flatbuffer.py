@@ -1,0 +1,63 @@
+"""TFLite files as objects and back."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+__all__ = ["FLOAT32", "buffer_of", "operator_name", "packed", "unpacked"]
+
+#: The number that stands for floats among the types of tensors.
+FLOAT32 = 0
+
+_ROOM = 2**16  # what an edit may add before the builder has to grow
+_MARK = b"TFL3"
+
+
+def unpacked(content: bytes) -> Any:
+    """The ``ModelT`` of a file: objects that can be read and changed."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    return schema.ModelT.InitFromPackedBuf(content, 0)
+
+
+def packed(model: Any, size: int) -> bytes:
+    """The bytes of a ``ModelT``.
+
+    Args:
+        model: The model.
+        size: About how many bytes it will have.
+    """
+    import flatbuffers
+
+    builder = flatbuffers.Builder(size + _ROOM)
+    builder.Finish(model.Pack(builder), _MARK)
+    return bytes(builder.Output())
+
+
+def buffer_of(model: Any, content: bytes) -> int:
+    """Adds a buffer of this content to a ``ModelT``; returns its index."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(content, np.uint8)
+    model.buffers.append(buffer)
+    return len(model.buffers) - 1
+
+
+def operator_name(code: Any) -> str:
+    """The kind of operator that an entry in a file's table of operators stands for."""
+    if code.customCode is not None:
+        return str(code.customCode.decode())
+    # Codes above 127 do not fit the field that older files have alone.
+    return _builtin_operators().get(max(code.builtinCode, code.deprecatedBuiltinCode), "UNKNOWN")
+
+
+@functools.cache
+def _builtin_operators() -> dict[int, str]:
+    from ai_edge_litert import schema_py_generated as schema
+
+    values = vars(schema.BuiltinOperator).items()
+    return {number: name for name, number in values if isinstance(number, int)}

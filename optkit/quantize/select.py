@@ -1,0 +1,87 @@
+"""Which operators of a float file belong to which Keras layers."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from optkit.errors import PipelineError
+from optkit.models import layers_by_path, nested_models
+from optkit.quantize.floatfile import FloatFile, Operation
+
+__all__ = ["check_names", "groups", "operations_of", "primary", "resolve"]
+
+_NEAREST = 3
+
+
+def check_names(model: Any, wanted: Iterable[Any]) -> None:
+    """Refuses names of layers that a model does not have.
+
+    Args:
+        model: A tf_keras model.
+        wanted: Names of layers, paths, or classes of layers, or the names of such.
+
+    Raises:
+        PipelineError: With the nearest names.
+    """
+    by_path = layers_by_path(model)
+    kinds = {path: type(layer).__name__ for path, layer in by_path.items()}
+    resolve(wanted, kinds, nested_models(model), str(model.name))
+
+
+def resolve(
+    wanted: Iterable[Any], kinds: Mapping[str, str], nested: Collection[str] = (), model: str = ""
+) -> frozenset[str]:
+    """The paths of layers that are meant.
+
+    Args:
+        wanted: Names of layers (exact), paths such as ``"backbone/conv"``, names of models within
+            the model, or classes of layers and their names (``"Conv2D"``).
+        kinds: The class of each layer, by path.
+        nested: Names of the models within the model.
+        model: Name of the model, for the error.
+
+    Raises:
+        PipelineError: For what is none of these, with the nearest names.
+    """
+    found: set[str] = set()
+    for item in wanted:
+        name = item if isinstance(item, str) else item.__name__
+        paths = {path for path in kinds if name in (path, path.rpartition("/")[2])}
+        paths |= {path for path, kind in kinds.items() if kind == name}
+        paths |= {path for path in kinds if path.startswith(f"{name}/")}
+        if not paths and name not in nested:
+            known = [*kinds, *sorted(set(kinds.values()))]
+            near = difflib.get_close_matches(name, known, _NEAREST, 0.4)
+            hint = f"The nearest are {', '.join(near)}." if near else "None is like it."
+            raise PipelineError(
+                f"`keep_float` names {name!r}, and model {model!r} has no layer and no kind of "
+                f"layer of that name. {hint} `[layer.name for layer in model.layers]` lists the "
+                "names."
+            )
+        found |= paths
+    return frozenset(found)
+
+
+def operations_of(file: FloatFile, paths: Collection[str]) -> frozenset[int]:
+    """The operators that layers went into, alone or fused with others."""
+    wanted = set(paths)
+    return frozenset(item.index for item in file.operations if wanted.intersection(item.layers))
+
+
+def primary(operation: Operation) -> str:
+    """The layer that an operator is listed under: the one with the weights, else the last one."""
+    if not operation.layers:
+        return f"({operation.kind.lower()})"
+    return operation.layers[-1] if operation.weights else operation.layers[0]
+
+
+def groups(file: FloatFile) -> dict[str, frozenset[int]]:
+    """The operators on floats by the layer that they are listed under, in the file's order."""
+    floats = file.float_tensors
+    found: dict[str, set[int]] = {}
+    for item in file.operations:
+        if floats.intersection((*item.inputs, *item.outputs)):
+            found.setdefault(primary(item), set()).add(item.index)
+    return {name: frozenset(indices) for name, indices in found.items()}
