@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from optkit.passes.augment import Augment as Augment
     from optkit.passes.bn_reestimate import BNReestimate as BNReestimate
     from optkit.passes.fine_tune import FineTune as FineTune
+    from optkit.passes.first_that_meets import FirstThatMeets as FirstThatMeets
     from optkit.passes.label_smooth import LabelSmooth as LabelSmooth
     from optkit.passes.prune import Prune as Prune
     from optkit.passes.quantize_int8 import QuantizeINT8 as QuantizeINT8
@@ -80,6 +81,7 @@ _HOME = {
     "DataError": "errors",
     "Device": "measuring",
     "FineTune": "passes.fine_tune",
+    "FirstThatMeets": "passes.first_that_meets",
     "Goal": "goals",
     "Goals": "goals",
     "GoalsError": "errors",

@@ -19,7 +19,15 @@ from optkit.runtime import tf_keras
 from optkit.serialize import readable
 from optkit.translate import is_keras3, to_tf_keras
 
-__all__ = ["ConvertPass", "Pass", "RecipePass", "RewritePass", "TrainPass"]
+__all__ = [
+    "ConvertPass",
+    "Pass",
+    "RecipePass",
+    "RewritePass",
+    "TrainPass",
+    "pass_class",
+    "pass_key",
+]
 
 
 class Pass(abc.ABC):
@@ -36,11 +44,12 @@ class Pass(abc.ABC):
             guard of `Goals` then looks after the next training pass instead of after this one.
     """
 
-    family: ClassVar[str]
-    accepts: ClassVar[type[Artifact]] = KerasArtifact
-    produces: ClassVar[type[Artifact]] = KerasArtifact
+    # Of a class, but for passes that hold others: those are of the kind of what they hold.
+    family: str
+    accepts: type[Artifact] = KerasArtifact
+    produces: type[Artifact] = KerasArtifact
     #: Whether it is meant to be followed by training: goals are then judged after that.
-    expects_recovery: ClassVar[bool] = False
+    expects_recovery: bool = False
     #: Classes by name, so that a stored pipeline finds them without importing anything.
     registry: ClassVar[dict[str, type[Pass]]] = {}
 
@@ -55,6 +64,11 @@ class Pass(abc.ABC):
         ``calibration`` is shown only to passes that name it here, and ``test`` to none.
         """
         return ()
+
+    @property
+    def trains(self) -> bool:
+        """Whether it trains by the recipe, which the recipe passes before it are there for."""
+        return False
 
     @property
     def replaces_model(self) -> bool:
@@ -118,6 +132,36 @@ class Pass(abc.ABC):
                 text = plain if str(plain).startswith("<") else repr(value)
                 shown.append(f"{name}={text}")
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def pass_key(item: Pass) -> str:
+    """How a file names the class of a pass.
+
+    >>> from optkit.passes.prune import Prune
+    >>> pass_key(Prune(0.5)), pass_class(pass_key(Prune(0.5))) is Prune
+    ('optkit.passes.prune:Prune', True)
+    """
+    kind = type(item)
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def pass_class(key: str) -> type[Pass]:
+    """The class that a file names.
+
+    Raises:
+        PipelineError: If it is not imported: optkit imports nothing that a file names.
+    """
+    module, _, name = str(key).partition(":")
+    if key not in Pass.registry and module.startswith("optkit.passes."):
+        import optkit
+
+        getattr(optkit, name, None)  # the public ones are there, and registered once looked at
+    if key not in Pass.registry:
+        raise PipelineError(
+            f"The pass {name!r} of module {module!r} is unknown here. Import the module that "
+            "defines it, then load the pipeline again: optkit imports nothing that a file names."
+        )
+    return Pass.registry[key]
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -200,6 +244,11 @@ class TrainPass(_ModelPass):
     def needs(self) -> tuple[str, ...]:
         """The splits that it cannot do without."""
         return ("train",)
+
+    @property
+    def trains(self) -> bool:
+        """That it does."""
+        return True
 
     @abc.abstractmethod
     def train(self, model: Any, recipe: Recipe, context: Context) -> Any:

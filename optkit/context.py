@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from optkit import training
@@ -13,7 +14,7 @@ from optkit.artifact import Artifact
 from optkit.batch_norm import reestimate_batch_norm
 from optkit.constraint import Constraint
 from optkit.data import BoundData
-from optkit.errors import ArgumentTypeError, DataError, PipelineError
+from optkit.errors import ArgumentTypeError, DataError, OptkitError, PipelineError
 from optkit.goals import Goals
 from optkit.learned import LearnedRanges
 from optkit.metric import Metric
@@ -22,6 +23,7 @@ from optkit.recipe import Recipe
 from optkit.runtime import derive_seed
 from optkit.study import Study
 from optkit.task import Loss, Task
+from optkit.trial import Verdict, needs_timing
 
 __all__ = ["Context", "Setting", "State"]
 
@@ -53,6 +55,7 @@ class Setting:
         task: What the model is for.
         loss: The loss it will train with.
         recipe: The recipe as it will be when the pass runs.
+        goals: What the result must reach; ``None`` where that is not known.
     """
 
     model: Any
@@ -60,6 +63,7 @@ class Setting:
     task: Task
     loss: Loss
     recipe: Recipe
+    goals: Goals | None = None
 
     def require_float32(self) -> None:
         """Refuses a model that computes in 16 bits."""
@@ -100,6 +104,8 @@ class Context:
             where there are none.
         newly_learned: Those that this pass has learned, for what it makes.
         goals_seen: Whether the pass asked for the goals.
+        timing_seen: Whether figures that depend on the machine have decided something.
+        seconds_aside: Time that does not count as the pass's own work.
     """
 
     def __init__(
@@ -116,6 +122,7 @@ class Context:
         on_epoch: Callable[[int, int, dict[str, float]], None] | None = None,
         watchers: Callable[[int], Sequence[Any]] | None = None,
         learned: LearnedRanges | None = None,
+        judge: Callable[[Artifact, Goals], Verdict] | None = None,
     ):
         self.data, self.task, self.metric, self.loss = data, task, metric, loss
         self.seed, self.model = seed, model
@@ -130,7 +137,10 @@ class Context:
         self._watchers = watchers
         self._trainings = 0
         self._goals = goals if goals is not None else Goals()
-        self.goals_seen = False
+        self._judge = judge
+        self._parent: Context | None = None
+        self.goals_seen = self.timing_seen = False
+        self.seconds_aside = 0.0
 
     @property
     def goals(self) -> Goals:
@@ -161,6 +171,84 @@ class Context:
     def attach(self, constraint: Constraint) -> None:
         """Makes every later pass keep a condition; one of its kind on the same path gives way."""
         self.constraints[(constraint.path, constraint.name)] = constraint
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """What happens within is not the pass's own work, and does not count for its time."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            took = time.perf_counter() - began
+            context: Context | None = self
+            while context is not None:
+                context.seconds_aside += took
+                context = context._parent
+
+    def judge(self, artifact: Artifact, goals: Goals) -> Verdict:
+        """Measures an artifact that might be kept, as far as goals ask for it, and judges it.
+
+        Accuracy is that on ``validation``, changes are against the model that came into the
+        pipeline; ``test`` is not looked at. It does not count for the time of the pass.
+
+        Args:
+            artifact: What the pass might return.
+            goals: What it must reach.
+
+        Returns:
+            The figures, and which goals were met.
+
+        Raises:
+            OptkitError: Outside of a run, or if the artifact cannot be run.
+        """
+        if self._judge is None:
+            raise OptkitError("An artifact can be judged only while a pipeline runs.")
+        context: Context | None = self
+        while context is not None:
+            context.timing_seen |= needs_timing(goals)
+            context = context._parent
+        with self.aside():
+            return self._judge(artifact, goals)
+
+    def branch(self, purpose: str, *, needs: Sequence[str], goals: Goals) -> Context:
+        """A context for one of several ways to do the work of this pass.
+
+        What is said, attached or learned there stays there, until `adopt` takes it over. Its seed
+        is its own, so that what it gives does not depend on what was tried before.
+
+        Args:
+            purpose: What tells it from the other ways.
+            needs: The splits that it cannot do without, as `Pass.needs` gives them.
+            goals: The goals that it sees.
+        """
+        data = self.data if "calibration" in needs else replace(self.data, calibration=None)
+        made = Context(
+            data=data,
+            task=self.task,
+            metric=self.metric,
+            loss=self.loss,
+            seed=self.derive_seed(purpose),
+            model=self.model,
+            constraints=self.constraints,
+            goals=goals,
+            on_epoch=self._on_epoch,
+            watchers=None if self._watchers is None else self._watchers_of_branch,
+            learned=self.learned,
+            judge=self._judge,
+        )
+        made._parent = self
+        return made
+
+    def _watchers_of_branch(self, training: int) -> Sequence[Any]:
+        """Trainings of all branches are counted on: each has curves of its own."""
+        self._trainings += 1
+        return () if self._watchers is None else self._watchers(self._trainings)
+
+    def adopt(self, branch: Context) -> None:
+        """Takes over what was said in a branch: notes, studies and curves."""
+        self.notes += branch.notes
+        self.studies += branch.studies
+        self.curves += branch.curves
 
     def project(self, model: Any) -> None:
         """Brings the weights of a model back to what the constraints demand, in place."""

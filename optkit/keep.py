@@ -192,6 +192,15 @@ class Keeper:
         )
         return key
 
+    @functools.cached_property
+    def timing_key(self) -> str:
+        """What figures depend on that are of this machine, where they have decided something."""
+        key, _ = stage_key(
+            measure=self.options.measure,
+            system={k: v for k, v in describe_system().items() if k != "system"},
+        )
+        return key or unique_key()
+
     def record(self, report: Report) -> None:
         """Makes this run the one that the folder shows.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from optkit import tensorboard
 from optkit.artifact import Artifact, KerasArtifact
-from optkit.base import Pass, RecipePass, TrainPass
+from optkit.base import Pass, RecipePass
 from optkit.context import Context, Setting, State
 from optkit.convert import convert
 from optkit.data import Split
@@ -30,6 +30,7 @@ from optkit.result import Result
 from optkit.runtime import derive_seed, isolated, tf_keras
 from optkit.serialize import readable
 from optkit.study import Study
+from optkit.trial import Judge
 from optkit.workdir import StoredStage, Workdir
 
 __all__ = ["Runner"]
@@ -80,6 +81,10 @@ class Runner:
         self.meter, self.progress, self.options = meter, progress, options
         self.kept = Keeper(prepared, options, workdir)
         self.state = State(self.admitted.copy())
+        came_in = self.state.artifact
+        self.trial = Judge(
+            prepared.data, prepared.task, prepared.metric, options.measure, lambda: came_in
+        )
         self.fingerprint = ""  # of the artifact of the state, where there is a workdir
         self.rows: list[Row] = []
         self.stages: dict[str, Artifact] = {}
@@ -96,6 +101,10 @@ class Runner:
 
     def run(self) -> Result:
         """Measures the baseline, then runs and measures pass by pass."""
+        with self.trial:
+            return self._run()
+
+    def _run(self) -> Result:
         self._measure_baseline()
         if self._known_baseline is None:
             self._tell_figures(0, BASELINE, self.latest)
@@ -177,7 +186,7 @@ class Runner:
         """Does the work of a pass, unless an earlier run in the same folder has done it."""
         key = self.kept.key(item, context, self.fingerprint, self._recipe_passes)
         stored = self.kept.find(name, key)
-        if stored is not None and stored.facts["goals"] in (None, self.options.goals.to_dict()):
+        if stored is not None and self._still_holds(stored):
             context.notes[:] = stored.facts["notes"]
             context.curves[:] = stored.facts["curves"]
             context.studies[:] = map(Study.from_dict, stored.facts["studies"])
@@ -189,22 +198,31 @@ class Runner:
         began = time.perf_counter()
         with isolated(context.seed):
             state = self._checked(item, item.apply(self.state, context))
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - began - context.seconds_aside
         came_in, recipe = self.state.artifact, self.state.recipe
         self.state = state
         self.stages[name] = state.artifact  # finished, whatever happens from here on
         item.review(came_in, state.artifact, context)
         facts: dict[str, Any] = {"notes": context.notes, "curves": context.curves}
         facts["studies"] = [study.to_dict() for study in context.studies]
-        facts |= {"seconds": seconds, "goals": None}
+        facts |= {"seconds": seconds, "goals": None, "timing": None}
         if context.goals_seen:
             facts["goals"] = self.options.goals.to_dict()
+        if context.timing_seen:
+            facts["timing"] = self.kept.timing_key
         # A pass that amends the recipe besides is not one that could be skipped the next time.
         self.fingerprint = self.kept.keep(
             name, state, facts, key if state.recipe is recipe else None
         )
         self._send("finished", number, name)
         return dataclasses.replace(row, seconds=seconds)
+
+    def _still_holds(self, stored: StoredStage) -> bool:
+        """Whether what an earlier run decided by goals and by figures is what this one would."""
+        goals, timing = stored.facts["goals"], stored.facts["timing"]
+        return goals in (None, self.options.goals.to_dict()) and (
+            timing is None or timing == self.kept.timing_key
+        )
 
     # ---------------------------------------------------------------------------- what is measured
 
@@ -288,13 +306,13 @@ class Runner:
         if item.expects_recovery and self._training_follows(number):
             self._pending = self._pending or before
             return []
-        if self._pending is not None and not isinstance(item, TrainPass):
+        if self._pending is not None and not item.trains:
             return []
         back, self._pending = self._pending or before, None
         return self._judge(back)
 
     def _training_follows(self, number: int) -> bool:
-        return any(n > number and isinstance(item, TrainPass) for n, _, item in self.prepared.steps)
+        return any(n > number and item.trains for n, _, item in self.prepared.steps)
 
     def _violation(self, measured: Measured) -> str:
         """In words, how the goal was broken; empty where it was not."""
@@ -401,7 +419,8 @@ class Runner:
         model = artifact.model if isinstance(artifact, KerasArtifact) else None
         data = shown_data(prepared.data, item)
         try:
-            item.check(Setting(model, data, prepared.task, prepared.loss, self.state.recipe))
+            recipe, goals = self.state.recipe, self.options.goals
+            item.check(Setting(model, data, prepared.task, prepared.loss, recipe, goals))
         except Exception as error:
             return f"not possible{undone or ' without what was left out'}: {error}"
         return ""
@@ -497,6 +516,7 @@ class Runner:
             goals=self.options.goals,
             on_epoch=on_epoch,
             watchers=watchers,
+            judge=lambda artifact, goals: self.trial(self.admitted.hold(artifact), goals),
         )
 
     def _send(self, kind: Kind, number: int, name: str, **more: Any) -> None:

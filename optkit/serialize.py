@@ -7,6 +7,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from optkit.errors import PipelineError
+from optkit.goals import Goals
 from optkit.safety import find_unsafe
 
 __all__ = ["from_plain", "readable", "to_plain"]
@@ -18,8 +19,8 @@ _KERAS = {"keras": "tf_keras", "keras3": "keras"}
 def to_plain(name: str, value: Any) -> Any:
     """A value that JSON can hold.
 
-    Stored are plain values, paths, and what Keras can serialize by registered name; a model or a
-    function is not, as a file could not give it back as it was.
+    Stored are plain values, paths, goals, passes, and what Keras can serialize by registered name; a
+    model or a function is not, as a file could not give it back as it was.
 
     Args:
         name: Name of the parameter, for the message.
@@ -32,6 +33,11 @@ def to_plain(name: str, value: Any) -> Any:
         return value
     if isinstance(value, PurePath):
         return {_TAG: "path", "value": str(value)}
+    if isinstance(value, Goals):
+        return {_TAG: "goals", "value": value.to_dict()}
+    if (passes := _passes(value)) is not None:
+        config = {key: to_plain(f"{name}.{key}", item) for key, item in value.get_config().items()}
+        return {_TAG: "pass", "class": passes.pass_key(value), "config": config}
     if isinstance(value, tuple):
         return {_TAG: "tuple", "value": [to_plain(name, item) for item in value]}
     if isinstance(value, list):
@@ -53,6 +59,12 @@ def to_plain(name: str, value: Any) -> Any:
     return {_TAG: library, "value": stored}
 
 
+def _passes(value: Any) -> Any:
+    """The module that defines passes, which stands below this one, if the value is a pass."""
+    base: Any = sys.modules.get("optkit.base")
+    return base if base is not None and isinstance(value, base.Pass) else None
+
+
 def _keras_form(value: Any) -> tuple[str, Any]:
     """By which Keras an object is stored, and as what; ``None`` if by neither."""
     kind = type(value)
@@ -72,7 +84,8 @@ def from_plain(name: str, value: Any) -> Any:
     """What `to_plain` was given.
 
     Raises:
-        PipelineError: If the file names a class that is neither Keras' own nor registered.
+        PipelineError: If the file names a class that is neither Keras' own nor registered, or a
+            pass that is not imported.
     """
     if isinstance(value, list):
         return [from_plain(name, item) for item in value]
@@ -85,6 +98,12 @@ def from_plain(name: str, value: Any) -> Any:
         return Path(value["value"])
     if tag == "tuple":
         return tuple(from_plain(name, item) for item in value["value"])
+    if tag == "goals":
+        return Goals(**value["value"])
+    if tag == "pass":
+        passes: Any = sys.modules["optkit.base"]  # whoever reads a pipeline has imported it
+        config = {key: from_plain(key, item) for key, item in value["config"].items()}
+        return passes.pass_class(value["class"]).from_config(config)
     if tag not in _KERAS:
         raise PipelineError(f"`{name}` is stored in a form that is unknown here: {tag!r}.")
     from optkit import runtime
@@ -103,6 +122,8 @@ def readable(value: Any) -> Any:
         return value
     if isinstance(value, PurePath):
         return str(value)
+    if isinstance(value, Goals) or _passes(value) is not None:
+        return repr(value)
     if isinstance(value, list | tuple):
         return [readable(item) for item in value]
     if isinstance(value, dict):

@@ -36,6 +36,7 @@ ORDER = [
     "constraint",
     "measuring",
     "goals",
+    "trial",
     "looks",
     "study",
     "report",
