@@ -50,7 +50,12 @@ if TYPE_CHECKING:
     from optkit.passes.first_that_meets import FirstThatMeets as FirstThatMeets
     from optkit.passes.label_smooth import LabelSmooth as LabelSmooth
     from optkit.passes.prune import Prune as Prune
+    from optkit.passes.quantize_aware import QuantizeAware as QuantizeAware
+    from optkit.passes.quantize_dynamic import QuantizeDynamic as QuantizeDynamic
+    from optkit.passes.quantize_float16 import QuantizeFloat16 as QuantizeFloat16
     from optkit.passes.quantize_int8 import QuantizeINT8 as QuantizeINT8
+    from optkit.passes.quantize_int16x8 import QuantizeINT16x8 as QuantizeINT16x8
+    from optkit.passes.quantize_weights import QuantizeWeights as QuantizeWeights
     from optkit.passes.swa import SWA as SWA
     from optkit.passes.transfer_learn import TransferLearn as TransferLearn
     from optkit.pipeline import Pipeline as Pipeline
@@ -99,7 +104,12 @@ _HOME = {
     "PipelineError": "errors",
     "ProgressEvent": "progress",
     "Prune": "passes.prune",
+    "QuantizeAware": "passes.quantize_aware",
+    "QuantizeDynamic": "passes.quantize_dynamic",
+    "QuantizeFloat16": "passes.quantize_float16",
+    "QuantizeINT16x8": "passes.quantize_int16x8",
     "QuantizeINT8": "passes.quantize_int8",
+    "QuantizeWeights": "passes.quantize_weights",
     "Recipe": "recipe",
     "RecipePass": "base",
     "Report": "report",

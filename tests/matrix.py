@@ -32,7 +32,12 @@ PASSES: dict[str, Callable[[], list[ok.Pass]]] = {
     "FineTune": lambda: [ok.FineTune(epochs=1)],
     "LabelSmooth": lambda: [ok.LabelSmooth(0.1), ok.FineTune(epochs=1)],
     "Prune": lambda: [ok.Prune(0.5, epochs=2)],
+    "QuantizeAware": lambda: [ok.QuantizeAware(epochs=1)],
+    "QuantizeDynamic": lambda: [ok.QuantizeDynamic()],
+    "QuantizeFloat16": lambda: [ok.QuantizeFloat16()],
+    "QuantizeINT16x8": lambda: [ok.QuantizeINT16x8(40)],
     "QuantizeINT8": lambda: [ok.QuantizeINT8(40)],
+    "QuantizeWeights": lambda: [ok.QuantizeWeights(4)],
     "SWA": lambda: [ok.SWA(epochs=2, learning_rate=1e-3)],
     "TransferLearn": lambda: [ok.TransferLearn(epochs=1)],
 }

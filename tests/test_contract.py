@@ -14,7 +14,12 @@ TINY = [
     ok.FineTune(epochs=1, learning_rate=1e-3, patience=1),
     ok.LabelSmooth("auto"),
     ok.Prune(0.6, epochs=1, exclude=("classes",)),
+    ok.QuantizeAware(1, 1e-3, skip=("classes",)),
+    ok.QuantizeDynamic(4),
+    ok.QuantizeFloat16(),
+    ok.QuantizeINT16x8(20, io="float32"),
     ok.QuantizeINT8(20, io="float32"),
+    ok.QuantizeWeights(4),
     ok.SWA(epochs=2, learning_rate=1e-3, start=0.0),
     ok.TransferLearn(epochs=1, fine_tune_epochs=1),
 ]
