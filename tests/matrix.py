@@ -552,6 +552,8 @@ REFUSED: dict[tuple[str, str], str] = {
     ("transposed", "LabelSmooth"): r"spreads certainty over classes, and the task is regression",
     ("transposed", "TransferLearn"): r"predicts one vector a sample",
     ("outputs", "TransferLearn"): r"outputs",
+    ("branching", "QuantizeAware"): r"no layer whose weights can be rounded in training",
+    ("mixed precision", "QuantizeAware"): r"compute in 16 bits \(mixed precision\)",
     ("branching", "TransferLearn"): r"does not end in a dense layer that could be replaced",
 }
 
