@@ -227,7 +227,8 @@ def test_into_a_transposed_convolution_factors_alone(kind):
     make, shape = KINDS[kind]
     model = sequential(layers.Activation("sigmoid"), norm(), make(name="second"), shape=shape)
     repaired = fold_batch_norms(model)
-    assert repaired.model is model
+    assert_same(model, repaired)
+    assert "norm" in names(repaired.model)
     assert "'second' behind it pads with zeros" in repaired.left["norm"]
     layer = model.get_layer("norm")
     layer.beta.assign(np.zeros(shape[-1]))
@@ -334,6 +335,34 @@ def test_where_zeros_are_padded_the_summand_stays(second, shape, gone):
     assert not rest.trainable  # in training it would divide by the deviation of the batch
     again = fold_batch_norms(repaired.model)
     assert again.model is repaired.model
+
+
+def test_behind_other_activations_the_factor_goes_forward_where_the_summand_stays():
+    def build():
+        return sequential(
+            layers.Conv2D(6, 3, activation="swish", name="first"),
+            norm(),
+            layers.Conv2D(4, 3, padding="same", name="second"),
+            shape=(8, 8, 3),
+        )
+
+    model = build()
+    repaired = fold_batch_norms(model)
+    assert repaired.done == ("norm: its factors into 'second'",)
+    assert "'second' behind it pads" in repaired.left["norm"]
+    assert_same(model, repaired)
+    kept, given = repaired.model.get_layer("norm"), model.get_layer("norm")
+    factor = given.gamma.numpy() / np.sqrt(given.moving_variance.numpy() + given.epsilon)
+    x = np.random.default_rng(1).normal(size=(2, 6, 6, 6)).astype("float32")
+    np.testing.assert_allclose(kept(x), given(x).numpy() / factor, rtol=1e-4, atol=1e-5)
+    assert fold_batch_norms(repaired.model).model is repaired.model
+    # The summand of a channel that is nearly switched off would have to be enormous.
+    model = build()
+    gamma = model.get_layer("norm").gamma
+    gamma.assign(gamma.numpy() * [1, 1, 1e-4, 1, 1, 1])
+    assert fold_batch_norms(model).model is model
+    gamma.assign(gamma.numpy() * [1, 1, 0, 1, 1, 1])
+    assert fold_batch_norms(model).model is model
 
 
 def test_padded_zeros_do_not_matter_without_a_summand():

@@ -8,7 +8,8 @@ a thousandfold; in some models this costs more accuracy than all other layers to
 - a positive factor passes a ReLU, backward, into the layer before it,
 - what is left, at least the summand, passes pooling and the like, forward, into the layers behind
   it, unless they pad with zeros,
-- where they do, the summand alone stays.
+- where they do, the summand alone stays: the factor goes back, or where no ReLU but another
+  activation is in the way, forward.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 
 from optkit.models import is_batch_norm
 from optkit.quantize.repairs.bench import Bench, Repaired
-from optkit.quantize.repairs.norm import is_norm_layer
+from optkit.quantize.repairs.norm import Norm, is_norm_layer
 from optkit.quantize.repairs.walk import Way
 
 __all__ = ["fold_all", "fold_batch_norms"]
@@ -126,20 +127,36 @@ def _fold(bench: Bench, node: Any) -> tuple[str, str]:
         _into_inputs(bench, behind, rest, shift)
         bench.remove(layer)
         return f"into {_names(*takers)}", ""
-    if before.blocked:
-        # The factors could still go forward. But then the summands would have to be divided by
-        # them, and those of channels that hardly count would widen the range of all.
-        return "", f"{before.blocked}, and {why}"
-    turned = bool((rest != 1).any())
-    if (scale == 1).all() or (turned and _obstacle(bench, behind, rest, none)):
+    # The factors alone, so that the flatbuffer has one operation less, and one that is exact.
+    if (scale == 1).all():
         return "", why
+    if before.blocked:
+        # y = scale * (x + shift / scale)
+        if _obstacle(bench, behind, scale, none) or not _divisible(norm):
+            return "", f"{before.blocked}, and {why}"
+        norm.become_shift(shift / scale)
+        _into_inputs(bench, behind, scale, none)
+        return f"its factors into {_names(behind)}", why
     # y = sign * (|scale| * x + sign * shift)
+    turned = bool((rest != 1).any())
+    if turned and _obstacle(bench, behind, rest, none):
+        return "", why
     _into_outputs(bench, before, back, none)
     norm.become_shift(rest * shift)
     if turned:
         _into_inputs(bench, behind, rest, none)
     takers = [before, behind] if turned else [before]
     return f"its factors into {_names(*takers)}", why
+
+
+def _divisible(norm: Norm) -> bool:
+    """Whether summands divided by the factors stay within the range of what they are added to.
+
+    All channels of a tensor share one scale when they are quantized: a channel that hardly counts,
+    with a factor near zero, would get a summand that makes the scale too coarse for the others.
+    """
+    scale, shift = norm.scale, norm.shift
+    return bool((np.abs(shift) <= norm.reach * np.abs(scale)).all() and (scale != 0).all())
 
 
 def _goes_back(way: Way, scale: np.ndarray, shift: np.ndarray) -> bool:

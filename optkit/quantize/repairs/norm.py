@@ -70,6 +70,11 @@ class Norm:
             summand: np.ndarray = self._beta - self._mean * self.scale
         return summand
 
+    @property
+    def reach(self) -> float:
+        """How far from zero the values that come in lie, by the statistics: three deviations."""
+        return float((np.abs(self._mean) + 3.0 * np.sqrt(np.maximum(self._variance, 0.0))).max())
+
     def become_shift(self, shift: np.ndarray) -> None:
         """Gives up the factors, which other layers have taken, and keeps summands alone.
 
