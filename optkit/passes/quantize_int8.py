@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,57 +10,85 @@ import numpy as np
 from optkit import _validate
 from optkit.artifact import Artifact, GraphArtifact, KerasArtifact, TFLiteArtifact
 from optkit.base import ConvertPass
+from optkit.batch_norm import reestimate_batch_norm
 from optkit.context import Context, Setting
 from optkit.convert import convert
-from optkit.data import Split
+from optkit.data import Split, join_leaves
 from optkit.errors import ArgumentTypeError, DataError, OptkitError, PipelineError
 from optkit.lookups import split_lookups
-from optkit.models import Signature, signature, walk_layers
-from optkit.task import Task
+from optkit.measuring.accuracy import compare_scores, score
+from optkit.metric import true_classes
+from optkit.models import clone, layers_by_path, nested_models, signature
+from optkit.quantize.int8 import EXACT, REPAIRS, ControlFlowError, Int8, Settings
+from optkit.quantize.ranges import ESTIMATORS
+from optkit.quantize.select import resolve
+from optkit.quantize.sources import (
+    CalibrationSamples,
+    agreement,
+    always_converts,
+    check_input_shape,
+    compare_ranges,
+    input_shapes,
+    leaves_of,
+    made_up,
+    require_exact_masks,
+    require_shapes,
+    signature_of,
+)
 
-__all__ = ["QuantizeINT8", "agreement"]
+__all__ = ["QuantizeINT8"]
 
-_FEW_SAMPLES = 50
-_AGREEMENT_SAMPLES = 512
-_RANGE_SAMPLES = 2048
-
-#: Layers that are known to convert in whatever way they are built; for others it is tried out.
-# fmt: off
-_CONVERTING = frozenset({
-    "Activation", "Add", "Average", "AveragePooling1D", "AveragePooling2D",
-    "BatchNormalization", "Concatenate", "Conv1D", "Conv2D", "Conv2DTranspose", "Cropping1D",
-    "Cropping2D", "Dense", "DepthwiseConv1D", "DepthwiseConv2D", "Dropout", "ELU", "Embedding",
-    "Flatten", "GaussianDropout", "GaussianNoise", "GlobalAveragePooling1D",
-    "GlobalAveragePooling2D", "GlobalMaxPooling1D", "GlobalMaxPooling2D", "InputLayer",
-    "LayerNormalization", "LeakyReLU", "MaxPooling1D", "MaxPooling2D", "Maximum", "Minimum",
-    "Multiply", "Permute", "PReLU", "ReLU", "RepeatVector", "Rescaling", "Reshape",
-    "SeparableConv1D", "SeparableConv2D", "Softmax", "SpatialDropout1D", "SpatialDropout2D",
-    "Subtract", "UpSampling1D", "UpSampling2D", "ZeroPadding1D", "ZeroPadding2D",
-})
-# fmt: on
+_MAX_DROP = 0.005
+_MISMATCH_SAMPLES = 64
+_BALANCE_SAMPLES = 2000
+_BALANCE = 0.2
 
 
 class QuantizeINT8(ConvertPass):
     """Quantizes weights, activations, inputs and outputs to 8 bits: post-training quantization.
 
     Use it last: the file has about a quarter of the size, and runs in integers alone. Weights get a
-    scale a channel; the range of every activation is measured on calibration samples. The file is
-    read back through LiteRT, and the row says how well it agrees with the float model.
+    scale a channel; the range of every activation is measured on calibration samples. What can be
+    repaired without changing the float model is, and what cannot is tried and kept only where it
+    helps on samples set aside for that, a half of the validation split. The file is read back
+    through LiteRT, and the row says how well it agrees with the float model.
 
     Recurrent layers are unrolled: the file grows with the number of steps. A model that computes in
     16 bits is converted from a float32 twin. Lookups of strings and categories, which TFLite cannot
-    run, are split off, and the artifact runs them before the file. What does not convert at all is
-    tried out and refused before anything trains.
+    run, are split off, and the artifact runs them before the file. Behind `QuantizeAware`, ranges
+    are those learned in training. What does not convert at all is tried out and refused before
+    anything trains.
 
     Args:
         calibration_samples: Samples to calibrate on, at least 1, drawn from ``calibration``, else
-            from ``train`` (of streams the first ones), else from ``validation``. A few hundred that look like the data in use are enough.
+            from ``train`` (of streams the first ones), else from ``validation``. A few hundred that
+            look like the data in use are enough.
         io: Type of the file's input and output: ``"int8"``, or ``"float32"`` for callers that
             cannot quantize themselves. Whole-number inputs (token ids) stay what they are.
         input_shape: Shape of one input without the batch, for a model that leaves sizes or lengths
             open: ``(96, 96, 3)``; for several such inputs a dict by name. ``None`` where the model
             leaves none open. Inputs behind a lookup are filled up with zeros or cut off; others
             must have that shape.
+        ranges: How ranges come from what was seen of an activation: ``"minmax"`` (from the lowest
+            to the highest value), ``"percentile"`` (without the outermost 0.01 %), ``"mse"`` (with
+            the least squared error), or ``"auto"``: the one whose file is nearest to the float
+            model on the samples set aside, ``"minmax"`` unless another is clearly nearer.
+        repairs: ``"auto"`` for all, ``"exact"`` for those that do not change the float model,
+            ``"none"``, or a list of: ``"fold"`` (batch norm folded into its neighbours), ``"clip"``
+            (ranges without what the next operator tells apart no more), both exact;
+            ``"equalize"`` (cross-layer equalization), ``"bias"`` (bias correction),
+            ``"batch_norm"`` (statistics of batch norm measured anew), ``"float_output"`` (the last
+            operator in float), each tried where the plain file is off, and kept if it helps.
+        keep_float: Layers that stay in float: names of layers (exact), paths of layers within
+            models (``"backbone/conv"``), names of models within the model, classes of layers or
+            their names (``"Softmax"``). ``"auto"`` searches for them: each layer is returned to
+            float by itself, then the best together, until the drop is within ``max_drop``.
+        max_drop: Drop of the metric that ``keep_float="auto"`` may leave, in its own unit, at least
+            0; ``None`` for the pipeline's ``max_accuracy_drop``, else for 0.005.
+        search_samples: Samples to choose on, at least 1. Half of ``validation`` is set aside for
+            that; what the choice is worth is then measured on the other half.
+        calibration_study: Whether to show how the result changes with the number of calibration
+            samples.
 
     Example:
         >>> import optkit as ok
@@ -71,7 +99,8 @@ class QuantizeINT8(ConvertPass):
 
     References:
         Jacob et al., "Quantization and Training of Neural Networks for Efficient
-        Integer-Arithmetic-Only Inference", 2018. Done by TensorFlow's converter.
+        Integer-Arithmetic-Only Inference", 2018. Nagel et al., "Data-Free Quantization Through
+        Weight Equalization and Bias Correction", 2019.
     """
 
     accepts = GraphArtifact
@@ -83,258 +112,327 @@ class QuantizeINT8(ConvertPass):
         *,
         io: str = "int8",
         input_shape: tuple[int, ...] | list[int] | dict[str, Any] | None = None,
+        ranges: str = "auto",
+        repairs: str | Sequence[str] = "auto",
+        keep_float: str | Sequence[Any] | None = None,
+        max_drop: float | None = None,
+        search_samples: int = 512,
+        calibration_study: bool = False,
     ):
         _validate.integer("calibration_samples", calibration_samples, minimum=1)
         _validate.one_of("io", io, ("int8", "float32"))
-        for name, shape in _named_shapes(input_shape).items():
-            _check_shape(name, shape)
+        check_input_shape(input_shape)
+        _validate.one_of("ranges", ranges, ("auto", *ESTIMATORS))
+        _repairs(repairs)
+        _check_kept(keep_float)
+        _validate.optional(_validate.number, "max_drop", max_drop, minimum=0)
+        if max_drop is not None and keep_float != "auto":
+            raise PipelineError(
+                '`max_drop` says how far `keep_float="auto"` searches, and `keep_float` is '
+                f'{keep_float!r}. Pass `keep_float="auto"`, or leave `max_drop` out.'
+            )
+        _validate.integer("search_samples", search_samples, minimum=1)
+        _validate.boolean("calibration_study", calibration_study)
         self.calibration_samples = calibration_samples
         self.io = io
         self.input_shape = input_shape
+        self.ranges = ranges
+        self.repairs = repairs
+        self.keep_float = keep_float
+        self.max_drop = max_drop
+        self.search_samples = search_samples
+        self.calibration_study = calibration_study
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Something to calibrate on."""
-        return ("calibration",)
+        """Something to calibrate on; for a search, something to search on."""
+        return ("calibration", "validation") if self.keep_float == "auto" else ("calibration",)
+
+    # --------------------------------------------------------------------------------------- check
 
     def check(self, setting: Setting) -> None:
-        """Refuses open shapes, and what does not convert: layers that may not are tried out."""
+        """Refuses open shapes, unknown layers, and what does not convert, which is tried out."""
+        _require_differing(setting.data.calibration, self.calibration_samples)
         model = setting.model
         if model is None:
+            if isinstance(self.keep_float, list | tuple) and self.keep_float:
+                raise PipelineError(
+                    "`keep_float` names layers, and what comes in is a traced graph without layers."
+                )
             return
-        _require_exact_masks(model, self.io)
+        self._layers_of(model)
+        require_exact_masks(model, floats_in=self.io == "float32")
         split = split_lookups(model)
         rest = model if split is None else split.rest
-        shapes = self._shapes(signature(rest))
+        shapes = input_shapes(self.input_shape, signature(rest))
         if shapes:
             sample = next(setting.data.calibration_split().single_inputs(1, 0))
             fixed = {} if split is not None else shapes
-            _require_shapes(_leaves(sample, signature(model)), signature(model), fixed)
-        if split is None and all(type(x).__name__ in _CONVERTING for x in walk_layers(model)):
+            require_shapes(leaves_of(sample, signature(model)), signature(model), fixed)
+        if split is None and always_converts(model):
             return
         self._try_out(model, shapes)
 
-    def _shapes(self, described: Signature) -> dict[str, tuple[int, ...]]:
-        """The shapes of the inputs that the model leaves open."""
-        opened = {info.name: info.shape[1:] for info in described.variable_inputs}
-        given = _named_shapes(self.input_shape)
-        if "" in given:
-            if len(opened) > 1:
-                raise PipelineError(
-                    f"The model leaves the shapes of several inputs open: {sorted(opened)}. Pass "
-                    "`input_shape` as a dict by name."
-                )
-            given = dict.fromkeys(opened or (described.inputs[0].name,), given[""])
-        every = {info.name: info.shape[1:] for info in described.inputs}
-        if unknown := sorted(set(given) - set(every)):
-            raise PipelineError(
-                f"`input_shape` names inputs {unknown}; those of the file are {sorted(every)}."
-            )
-        if missing := sorted(set(opened) - set(given)):
-            shapes = ", ".join(f"{name} {opened[name]}" for name in missing)
-            raise PipelineError(
-                "A full-integer file needs fixed input shapes, and the model leaves some open: "
-                f"{shapes}. Pass `input_shape=…`, the shape of one sample without the batch, as it "
-                "will be used."
-            )
-        for name, shape in given.items():
-            model = every[name]
-            if len(model) != len(shape) or any(
-                a is not None and a != b for a, b in zip(model, shape, strict=True)
-            ):
-                raise PipelineError(
-                    f"`input_shape` {tuple(shape)} does not fit input {name!r} of shape {model}."
-                )
-        return {name: tuple(shape) for name, shape in given.items()}
+    def _layers_of(self, model: Any) -> frozenset[str]:
+        """The paths of the layers that were named to stay in float."""
+        if self.keep_float is None or isinstance(self.keep_float, str):
+            return frozenset()
+        kinds = {path: type(layer).__name__ for path, layer in layers_by_path(model).items()}
+        return resolve(self.keep_float, kinds, nested_models(model), str(model.name))
 
-    def _try_out(self, model: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def _try_out(self, model: Any, shapes: dict[str, tuple[int, ...]]) -> None:
         """Converts the model as it came, on a made-up sample, to learn whether it can be done."""
         described = signature(model)
-        sample = [_made_up(info, shapes) for info in described.inputs]
+        sample = [made_up(info, shapes) for info in described.inputs]
         try:
-            made = convert(
+            made, _ = _quantized(
                 model,
-                samples=lambda: iter([sample, sample]),
-                io="int8" if self.io == "int8" else "float32",
-                input_shapes=shapes,
+                lambda: iter([sample, sample]),
+                Settings(
+                    io="int8" if self.io == "int8" else "float32",
+                    ranges="minmax",
+                    repairs=(),
+                    keep_float=self._layers_of(model),
+                    input_shapes=shapes,
+                ),
             )
             names = [info.name for info in described.inputs]
-            made.artifact.predict(dict(zip(names, sample, strict=True)))
+            made.predict(dict(zip(names, sample, strict=True)))
         except OptkitError as error:
             raise PipelineError(
                 f"Model {model.name!r} was tried out and does not convert: {error}"
             ) from error
 
+    # --------------------------------------------------------------------------------------- work
+
     def convert(self, artifact: Artifact, context: Context) -> Artifact:
-        """Calibrates and converts."""
+        """Calibrates, repairs and quantizes."""
         source: Any = artifact.model if isinstance(artifact, KerasArtifact) else artifact
-        described = signature(source) if isinstance(artifact, KerasArtifact) else source.signature
+        described = signature_of(artifact)
         split = split_lookups(source) if isinstance(artifact, KerasArtifact) else None
-        shapes = self._shapes(described if split is None else signature(split.rest))
-        calibration = context.data.calibration_split()
-        drawn = 0
-
-        def samples() -> Iterator[list[np.ndarray]]:
-            nonlocal drawn
-            drawn = 0
-            seed = context.derive_seed("calibration")
-            for x in calibration.single_inputs(self.calibration_samples, seed):
-                drawn += 1
-                leaves = _leaves(x, described)
-                if split is None:
-                    _require_shapes(leaves, described, shapes)
-                yield leaves
-
-        made = convert(
-            source,
-            samples=samples,
+        shapes = input_shapes(
+            self.input_shape, described if split is None else signature(split.rest)
+        )
+        samples = CalibrationSamples(
+            context.data.calibration_split(),
+            described,
+            self.calibration_samples,
+            context.derive_seed("calibration"),
+            shapes if split is None else {},
+        )
+        settings = Settings(
             io="int8" if self.io == "int8" else "float32",
+            ranges=self.ranges,
+            repairs=_repairs(self.repairs),
+            keep_float=(
+                self._layers_of(source) if isinstance(artifact, KerasArtifact) else frozenset()
+            ),
+            max_drop=self._budget(context),
+            calibration_study=self.calibration_study,
             input_shapes=shapes,
         )
-        origin = "" if calibration.name == "calibration" else f", drawn from {calibration.name}"
-        context.note(f"calibrated on {drawn} samples{origin}")
-        if drawn < _FEW_SAMPLES:
-            context.note(
-                f"few calibration samples ({drawn} < {_FEW_SAMPLES}): ranges may be too narrow"
-            )
-        for note in made.notes:
+        made, work = _quantized(
+            source,
+            samples,
+            settings,
+            metric=context.metric,
+            chosen_on=self._chosen_on(context),
+            learned=context.learned,
+            reestimated=_reestimating(context),
+        )
+        for note in samples.notes():
             context.note(note)
-        return made.artifact
+        if work is None:
+            context.note(
+                "loops or branches are left in the model: quantized by TensorFlow's converter in a "
+                "process of its own, without repairs and with ranges from lowest to highest"
+            )
+            return made
+        for note in work.notes:
+            context.note(note)
+        for study in work.studies:
+            context.show(study)
+        if context.data.validation is not None:
+            seen = CalibrationSamples(
+                context.data.validation,
+                described,
+                _MISMATCH_SAMPLES,
+                context.derive_seed("mismatch"),
+                samples.shapes,
+            )
+            for note in work.mismatch(seen):
+                context.note(note)
+        return made
+
+    def _budget(self, context: Context) -> float | None:
+        """The drop that a search may leave; ``None`` where there is no search."""
+        if self.keep_float != "auto":
+            return None
+        if self.max_drop is not None:
+            return float(self.max_drop)
+        allowed = context.goals.max_accuracy_drop
+        return _MAX_DROP if allowed is None else float(allowed)
+
+    def _chosen_on(self, context: Context) -> tuple[Any, Any] | None:
+        """Inputs and targets to choose on: a half of validation, else inputs to calibrate on."""
+        halves = _halves(context)
+        if halves is not None:
+            return halves[0].head(self.search_samples)
+        drawn = context.data.calibration_split().single_inputs(
+            self.search_samples, context.derive_seed("choosing")
+        )
+        alike = _of_one_shape(drawn)
+        return (join_leaves(alike), None) if alike else None
+
+    # ------------------------------------------------------------------------------------- review
 
     def review(self, before: Artifact, after: Artifact, context: Context) -> None:
-        """Reads the file back, and compares calibration with training data."""
+        """Reads the file back, measures what the choice is worth, compares calibration data."""
         split = context.data.calibration_split()
         if split.name == "calibration":
-            _compare_ranges(split, context)
-        context.note(agreement(before, after, context))
-
-
-def _compare_ranges(split: Split, context: Context) -> None:
-    """Says so where calibration samples leave the range of the training data."""
-    train = context.data.train
-    if train is None or len(split.inputs) != 1 or not split.inputs[0].dtype.startswith("float"):
-        return
-    low, high = split.extent(_RANGE_SAMPLES)
-    train_low, train_high = train.extent(_RANGE_SAMPLES)
-    slack = 0.01 * (train_high - train_low)
-    if low < train_low - slack or high > train_high + slack:
-        context.note(
-            f"calibration inputs range from {low:g} to {high:g}, outside the training data's "
-            f"{train_low:g} to {train_high:g}: are they scaled alike?"
-        )
-
-
-def agreement(before: Artifact, after: Artifact, context: Context) -> str:
-    """In words, how well two artifacts agree on samples of validation, else of what there is."""
-    data = context.data
-    split = data.validation or data.calibration_split()
-    pairs: list[tuple[Any, Any]] = []
-    seen = 0
-    for x, y in split.iterate():
-        count = len(next(iter(y.values())) if isinstance(y, dict) else y)
-        pairs.append((before.predict(x, count), after.predict(x, count)))
-        seen += count
-        if seen >= _AGREEMENT_SAMPLES:
-            break
-
-    def joined(side: int, name: str) -> np.ndarray:
-        parts = [pair[side] for pair in pairs]
-        return np.concatenate([part[name] if isinstance(part, dict) else part for part in parts])
-
-    each = [
-        f"{name}: " * bool(name) + _agrees(task, joined(0, name), joined(1, name))
-        for name, task in context.task.each.items()
-    ]
-    return f"read back: {'; '.join(each)}"
-
-
-def _agrees(task: Task, one: np.ndarray, other: np.ndarray) -> str:
-    """In words, how well outputs agree with those of the float model."""
-    if task.kind == "multiclass":
-        same = float((one.argmax(-1) == other.argmax(-1)).mean())
-    elif task.is_classification:
-        threshold = 0.0 if task.from_logits else 0.5
-        same = float(((one > threshold) == (other > threshold)).mean())
-    else:
-        spread = float(np.std(one)) or 1.0
-        error = float(np.sqrt(np.mean((one - other) ** 2))) / spread
-        return f"differs from the float model by {100 * error:.2g} % of its spread"
-    return f"agrees with the float model on {100 * same:.1f} % of {len(one)} samples"
-
-
-def _named_shapes(given: Any) -> dict[str, Any]:
-    """Shapes by name of the input; under ``""`` that of the only one."""
-    if given is None:
-        return {}
-    return dict(given) if isinstance(given, Mapping) else {"": given}
-
-
-def _check_shape(name: str, shape: Any) -> None:
-    what = f"input_shape[{name!r}]" if name else "input_shape"
-    if not isinstance(shape, tuple | list):
-        raise ArgumentTypeError(
-            f"`{what}` must be a tuple of whole numbers, such as (96, 96, 3), or a dict of them by "
-            f"name of the input. Received: {shape!r}."
-        )
-    for place, size in enumerate(shape):
-        _validate.integer(f"{what}[{place}]", size, minimum=1)
-
-
-def _leaves(x: Any, described: Signature) -> list[np.ndarray]:
-    """The inputs of a sample in the model's order and types."""
-    infos = described.inputs
-    if isinstance(x, dict):
-        leaves = [x[info.name] for info in infos]
-    else:
-        leaves = list(x) if isinstance(x, tuple) else [x]
-    return [
-        leaf if info.dtype == "string" else leaf.astype(info.dtype, copy=False)
-        for leaf, info in zip(leaves, infos, strict=True)
-    ]
-
-
-def _require_shapes(
-    leaves: list[np.ndarray], described: Signature, shapes: Mapping[str, tuple[int, ...]]
-) -> None:
-    for info, leaf in zip(described.inputs, leaves, strict=True):
-        if info.name in shapes and leaf.shape[1:] != shapes[info.name]:
-            raise DataError(
-                f"`input_shape` says {shapes[info.name]} for input {info.name!r}, and a sample has "
-                f"shape {leaf.shape[1:]}. A full-integer file takes one shape alone: bring the data "
-                "to it (resize images; pad or cut sequences), or pass the shape that they have."
+            for note in (
+                compare_ranges(split, context.data.train),
+                _compare_classes(split, context),
+            ):
+                if note is not None:
+                    context.note(note)
+        context.note(agreement(before, after, context.data, context.task))
+        halves = _halves(context)
+        if halves is not None and self.keep_float == "auto":
+            held = halves[1]
+            pair = [score(item, held, context.task, context.metric) for item in (before, after)]
+            change, interval = compare_scores(pair[0], pair[1], context.metric)
+            between = (
+                "" if interval is None else f" (95 % {interval[0]:+.4f} to {interval[1]:+.4f})"
+            )
+            context.note(
+                f"on the half of validation that the search did not see (n = {pair[0].samples}), "
+                f"{context.metric.name} changed by {change:+.4f}{between}"
             )
 
 
-def _require_exact_masks(model: Any, io: str) -> None:
-    """Refuses masks by a value that 8 bits do not hold exactly: no step would be masked."""
-    in_floats = {id(node.layer) for node in _nodes_on_inputs(model)} if io == "float32" else set()
-    for layer in walk_layers(model):
-        if type(layer).__name__ != "Masking" or layer.mask_value == 0 or id(layer) in in_floats:
-            continue
-        raise PipelineError(
-            f"Layer {layer.name!r} masks the steps that hold {layer.mask_value:g}, which 8 bits do "
-            "not hold exactly, so the file would mask none. Mask by 0, which they do hold: "
-            "`Masking(0.0)`, and 0 in the data; or have the layer take an input of the model, and "
-            'the file take floats: `io="float32"`.'
+def _quantized(
+    source: Any, samples: Any, settings: Settings, **choice: Any
+) -> tuple[TFLiteArtifact, Int8 | None]:
+    """The file, and how it came about; ``None`` where TensorFlow's converter made it alone."""
+    work = Int8(source, samples, settings, **choice)
+    try:
+        file, content = work.make()
+    except ControlFlowError as error:
+        if settings.keep_float or settings.max_drop is not None:
+            raise OptkitError(
+                "`keep_float` cannot be had for this model, in which loops or branches are left: "
+                "TensorFlow's converter quantizes it as a whole. Leave `keep_float` out."
+            ) from error
+        made = convert(source, samples=samples, io=settings.io, input_shapes=settings.input_shapes)
+        return made.artifact, None
+    return TFLiteArtifact(content, front=file.front), work
+
+
+def _reestimating(context: Context) -> Any:
+    """A function from a model to a copy with batch norm measured anew; ``None`` without data."""
+    train = context.data.train
+    if train is None:
+        return None
+
+    def reestimated(model: Any) -> Any:
+        twin = clone(model)
+        names = reestimate_batch_norm(
+            twin, train, seed=context.derive_seed("batch norm"), include_frozen=True
+        )
+        return twin if names else None
+
+    return reestimated
+
+
+def _halves(context: Context) -> tuple[Split, Split] | None:
+    """Validation in two: to choose on, and to say what the choice is worth."""
+    validation = context.data.validation
+    if validation is None or (validation.samples is not None and validation.samples < 4):
+        return None
+    one, other, _ = validation.cut(0.5, context.derive_seed("halves"), False)
+    return one, other
+
+
+def _of_one_shape(drawn: Any) -> list[Any]:
+    found: list[Any] = []
+    for x in drawn:
+        if found and _shapes(x) != _shapes(found[0]):
+            break
+        found.append(x)
+    return found
+
+
+def _shapes(x: Any) -> list[tuple[int, ...]]:
+    leaves = x.values() if isinstance(x, dict) else x if isinstance(x, tuple) else (x,)
+    return [leaf.shape for leaf in leaves]
+
+
+def _require_differing(split: Split | None, count: int) -> None:
+    """Refuses calibration samples that are all the same."""
+    if split is None:
+        return
+    first, seen = None, 0
+    for x in split.single_inputs(count, 0):
+        leaves = list(x.values()) if isinstance(x, dict) else x if isinstance(x, tuple) else [x]
+        if first is None:
+            first = leaves
+        elif any(not np.array_equal(a, b) for a, b in zip(first, leaves, strict=True)):
+            return
+        seen += 1
+    if seen > 1:
+        raise DataError(
+            f"All of the {seen} calibration samples looked at are the same, so that the ranges of "
+            "activations cannot be learned from them. Give samples that look like the data in use, "
+            "or leave `calibration` out, to have them drawn from `train`."
         )
 
 
-def _nodes_on_inputs(model: Any) -> list[Any]:
-    """The calls of layers that take the model's inputs as they come."""
-    given = {id(tensor) for tensor in model.inputs}
-    return [
-        node
-        for nodes in model._nodes_by_depth.values()
-        for node in nodes
-        if node.keras_inputs and all(id(tensor) in given for tensor in node.keras_inputs)
-    ]
+def _compare_classes(split: Split, context: Context) -> str | None:
+    """Says so where the classes of calibration are not in proportion to those of validation."""
+    validation, task = context.data.validation, context.task
+    if validation is None or task.kind not in ("binary", "multiclass") or len(task.each) > 1:
+        return None
+    counts = []
+    for part in (split, validation):
+        classes = true_classes(task, np.asarray(part.targets(_BALANCE_SAMPLES))).ravel()
+        if not len(classes):
+            return None
+        counts.append(np.bincount(classes, minlength=max(task.classes, 2)) / len(classes))
+    away = float(np.abs(counts[0] - counts[1]).sum() / 2)
+    if away <= _BALANCE:
+        return None
+    place = int(np.argmax(np.abs(counts[0] - counts[1])))
+    names = context.data.names_of("")
+    name = names[place] if place < len(names) else str(place)
+    return (
+        f"the classes of calibration are not those of validation: {100 * away:.0f} % of the samples "
+        f"would have to change class, most of all class {name} ({100 * counts[0][place]:.0f} % "
+        f"against {100 * counts[1][place]:.0f} %)"
+    )
 
 
-def _made_up(info: Any, shapes: Mapping[str, tuple[int, ...]]) -> np.ndarray:
-    """One sample for an input, of numbers that any model takes."""
-    shape = (1, *(1 if size is None else size for size in shapes.get(info.name, info.shape[1:])))
-    if info.dtype == "string":
-        return np.full(shape, "a", dtype=object)
-    if info.dtype.startswith("float"):
-        return np.random.default_rng(0).random(shape).astype(info.dtype)
-    return np.zeros(shape, info.dtype)
+def _repairs(given: Any) -> tuple[str, ...]:
+    """The repairs that are meant, in the order in which they are done."""
+    if isinstance(given, str):
+        _validate.one_of("repairs", given, ("auto", "exact", "none"))
+        return {"auto": REPAIRS, "exact": EXACT, "none": ()}[given]
+    names = _validate.texts("repairs", given)
+    for name in names:
+        _validate.one_of("repairs", name, REPAIRS)
+    return tuple(name for name in REPAIRS if name in names)
+
+
+def _check_kept(given: Any) -> None:
+    if given is None or given == "auto":
+        return
+    if isinstance(given, str) or not isinstance(given, list | tuple):
+        raise ArgumentTypeError(
+            '`keep_float` must be a list of names or classes of layers, or "auto". Received: '
+            f"{given!r}."
+        )
+    for item in given:
+        if not isinstance(item, str | type) or not item:
+            raise ArgumentTypeError(
+                f"`keep_float` must hold names or classes of layers. Received: {item!r}."
+            )

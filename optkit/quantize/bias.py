@@ -65,7 +65,7 @@ def correct_biases(file: FloatFile, samples: Samples, bits: int = 8) -> FloatFil
             sums[name] = sums.get(name, 0.0) + flat.sum(axis=0)
             counts[name] = counts.get(name, 0) + len(flat)
 
-    observe(file.content, batches(file, samples), visit)
+    observe(file, batches(file, samples), visit)
     model = unpacked(file.content)
     graph = model.subgraphs[0]
     for item in places:

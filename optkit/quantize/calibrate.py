@@ -126,14 +126,18 @@ def _checked(ranges: Ranges, file: FloatFile) -> Ranges:
 
 
 def observe(
-    content: bytes, samples: Iterator[list[np.ndarray]], visit: Callable[[str, np.ndarray], Any]
+    file: FloatFile,
+    samples: Iterator[list[np.ndarray]],
+    visit: Callable[[str, np.ndarray], Any],
+    content: bytes | None = None,
 ) -> None:
     """Runs a file and shows every activation that it computes, batch by batch.
 
     Args:
-        content: The bytes of a file, float or quantized.
-        samples: Inputs of the file in the order of its signature, in batches, as they are stored.
+        file: The float file.
+        samples: Its inputs in the order of its signature, in batches, as they are stored.
         visit: Called with the name of a tensor and its values as they are stored.
+        content: The bytes of a file made of it, to run in its place.
 
     Raises:
         OptkitError: If the file does not run on the samples.
@@ -144,14 +148,14 @@ def observe(
         # Says that this is for debugging; the memory is what one batch takes.
         warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors")
         interpreter = Interpreter(
-            model_content=content,
+            model_content=content or file.content,
             experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
             experimental_preserve_all_tensors=True,
             num_threads=2,
         )
     shapes: Any = None
     entry = next(iter(interpreter._get_full_signature_list().values()))
-    places = [int(index) for index in entry["inputs"].values()]
+    places = [int(entry["inputs"][info.name]) for info in file.signature.inputs]
     for leaves in samples:
         fresh = tuple(leaf.shape for leaf in leaves)
         try:
@@ -227,5 +231,5 @@ def histograms(
         else:
             found[name] = Histogram(low, high, counts)
 
-    observe(file.content, batches(file, samples), visit)
+    observe(file, batches(file, samples), visit)
     return found

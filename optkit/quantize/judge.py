@@ -73,6 +73,10 @@ class Judge:
         self.wanted = self.run(file.content)
         self.float = self._judgement(self.wanted)
 
+    def compare_with(self, file: FloatFile) -> None:
+        """Has errors counted from another float file; drops still are from the first one."""
+        self.wanted = self.run(file.content)
+
     def run(self, content: bytes) -> dict[str, np.ndarray]:
         """The outputs of a file by name."""
         found = TFLiteArtifact(content, threads=_threads()).predict(self._inputs, 64)

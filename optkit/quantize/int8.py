@@ -1,0 +1,548 @@
+"""Full-integer files: the float file, its ranges, what is repaired, what stays in float."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from optkit.convert import Samples
+from optkit.errors import OptkitError
+from optkit.learned import LearnedRanges
+from optkit.metric import Metric
+from optkit.quantize.bias import correct_biases
+from optkit.quantize.calibrate import Ranges, calibrate, histograms
+from optkit.quantize.floatfile import FloatFile, float_file
+from optkit.quantize.judge import Judge, Judgement
+from optkit.quantize.ranges import ESTIMATORS, clip_aware, estimate
+from optkit.quantize.repairs import equalize, fold_batch_norms
+from optkit.quantize.scan import Found, search
+from optkit.quantize.select import groups, operations_of
+from optkit.quantize.variant import Scheme, float_operations, quantize
+from optkit.runtime import tf_keras
+from optkit.study import Chart, Study
+
+__all__ = ["EXACT", "REPAIRS", "ControlFlowError", "Int8", "Settings"]
+
+#: What `Int8` can repair, in the order in which it does.
+REPAIRS = ("fold", "clip", "batch_norm", "equalize", "bias", "float_output")
+#: Those that leave the outputs of the float model as they are.
+EXACT = ("fold", "clip")
+
+_LOOK_CLOSER = 0.02  # relative error of the outputs from which on repairs are tried out
+_HELPS = 0.95  # share of the error that may be left by a repair that is kept
+_FEWER = 8  # calibration samples that a study begins with
+_NARROW = 2.0  # how many times as wide as seen ranges may be before that is said
+_CLIPPED = 0.001  # share of the activations out of range from which on that is said
+_IN_FLOAT_ANYWAY = frozenset({"CAST", "SHAPE", "QUANTIZE", "DEQUANTIZE"})
+# fmt: off
+_MOVES = _IN_FLOAT_ANYWAY | {  # operators that give the numbers that they get, in 8 bits as in float
+    "EXPAND_DIMS", "FILL", "MAX_POOL_2D", "PACK", "PAD", "RESHAPE", "SLICE", "SPLIT", "SQUEEZE",
+    "STRIDED_SLICE", "TRANSPOSE", "UNPACK",
+}
+# fmt: on
+
+
+class ControlFlowError(OptkitError):
+    """Loops or branches are left in the file, which only TensorFlow's converter quantizes."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is asked of `Int8`; see `optkit.passes.quantize_int8.QuantizeINT8`."""
+
+    io: Literal["int8", "float32"] = "int8"
+    ranges: str = "auto"
+    repairs: tuple[str, ...] = REPAIRS
+    keep_float: frozenset[str] = frozenset()
+    max_drop: float | None = None
+    calibration_study: bool = False
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A file that could be the result, and all that is needed to make it again."""
+
+    model: Any
+    file: FloatFile
+    ranges: Ranges
+    keep: frozenset[int]
+    judged: Judgement | None = None
+
+
+class Int8:
+    """Makes a full-integer file of a model.
+
+    Args:
+        source: A built tf_keras model, or an artifact with `signature` and `inference_function`.
+        samples: What to calibrate on: inputs of the model.
+        settings: What is asked for.
+        metric: The metric of the run; needed where there is something to choose on.
+        chosen_on: Inputs and targets (or ``None``) to choose on; ``None`` where nothing is chosen.
+        learned: What training for quantization learned, or ``None``.
+        reestimated: Gives a copy of the model with batch-norm statistics measured anew; ``None``
+            where that cannot be done.
+
+    Attributes:
+        notes: What the row of the report should say.
+        studies: The tables that it should show.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        samples: Samples,
+        settings: Settings,
+        *,
+        metric: Metric | None = None,
+        chosen_on: tuple[Any, Any] | None = None,
+        learned: LearnedRanges | None = None,
+        reestimated: Callable[[Any], Any] | None = None,
+    ):
+        self.source, self.samples, self.settings = source, samples, settings
+        self.metric, self.chosen_on, self.learned = metric, chosen_on, learned
+        self._reestimated = reestimated
+        self.notes: list[str] = []
+        self.studies: list[Study] = []
+        self._renamed: Mapping[str, str] = {}
+
+    # ------------------------------------------------------------------------------- the course
+
+    def make(self) -> tuple[FloatFile, bytes]:
+        """The float file that was quantized, and the bytes of the quantized one.
+
+        Raises:
+            OptkitError: If it cannot be done.
+        """
+        settings = self.settings
+        model, file = self._prepared(self.source)
+        if file.has_control_flow:
+            raise ControlFlowError("Loops or branches are left in the float file.")
+        self.notes += file.notes
+        ranges = self._calibrated(file)
+        self.judge = judge = self._judge(file)
+        ranges = self._estimated(file, ranges)
+        keep = self._kept(file)
+        now = _Candidate(model, file, ranges, keep)
+        now = dataclasses.replace(now, judged=self._judged(now))
+        if settings.calibration_study:
+            self._study_samples(now)
+        now = self._repaired(now)
+        if settings.max_drop is not None and judge is not None:
+            now = self._searched(now, settings.max_drop)
+        content = self._made(now)
+        self._say_what_stays(now, content)
+        self.final = now
+        return now.file, now.file.finish(content)
+
+    def _prepared(self, source: Any) -> tuple[Any, FloatFile]:
+        """The model with exact repairs done, and its float file."""
+        if not isinstance(source, tf_keras().Model):
+            return source, float_file(source, self.settings.input_shapes)
+        model = self._folded(source)
+        return model, float_file(model, self.settings.input_shapes)
+
+    def _folded(self, model: Any) -> Any:
+        if "fold" not in self.settings.repairs or self.learned is not None:
+            return model
+        folded = fold_batch_norms(model)
+        self._renamed = folded.names
+        said = f"batch norm: {_listed(folded.done)}"
+        if folded.done and said not in self.notes:
+            self.notes.append(said)
+        return folded.model
+
+    def _judge(self, file: FloatFile) -> Judge | None:
+        if self.chosen_on is None or self.metric is None:
+            return None
+        return Judge(file, *self.chosen_on, self.metric)
+
+    def _made(self, candidate: _Candidate, keep: frozenset[int] | None = None) -> bytes:
+        return quantize(
+            candidate.file,
+            candidate.ranges,
+            scheme=self._scheme(candidate.file),
+            keep_float=candidate.keep if keep is None else keep,
+            io=self.settings.io,
+        )
+
+    def _scheme(self, file: FloatFile) -> Scheme:
+        bits = {
+            item.index: count
+            for item in file.operations
+            if self.learned is not None and item.weights
+            for path, count in self.learned.weight_bits.items()
+            if path in item.layers and count != 8
+        }
+        return Scheme(layer_weights=bits or None)
+
+    def _judged(self, candidate: _Candidate) -> Judgement | None:
+        return None if self.judge is None else self.judge(self._made(candidate))
+
+    # ------------------------------------------------------------------------------------- ranges
+
+    def _calibrated(self, file: FloatFile) -> Ranges:
+        return _sound(calibrate(file, file.behind(self.samples)))
+
+    def _estimated(self, file: FloatFile, extremes: Ranges) -> Ranges:
+        """Ranges by the way that was asked for, or by the best one."""
+        wanted = self.settings.ranges
+        kinds = [wanted] if wanted != "auto" else list(ESTIMATORS)
+        if self.learned is not None or (wanted == "auto" and self.judge is None):
+            kinds = ["minmax"]
+        seen = histograms(file, file.behind(self.samples), extremes) if kinds != ["minmax"] else {}
+        made = {kind: self._narrowed(file, estimate(kind, extremes, seen)) for kind in kinds}
+        self._estimator = kinds[0]
+        if len(kinds) > 1:
+            judged = {
+                kind: self._judged(_Candidate(None, file, ranges, self._kept(file)))
+                for kind, ranges in made.items()
+            }
+            self._estimator = self._best_of(judged)
+            self._show_estimators(judged)
+        return made[self._estimator]
+
+    def _narrowed(self, file: FloatFile, ranges: Ranges) -> Ranges:
+        if "clip" in self.settings.repairs:
+            ranges = clip_aware(file, ranges)
+        return _sound(self._with_learned(file, ranges))
+
+    def _with_learned(self, file: FloatFile, ranges: Ranges) -> Ranges:
+        if self.learned is None:
+            return ranges
+        taken = {}
+        last = {item.layers[0]: item for item in file.operations if item.layers}
+        for path, ends in self.learned.activations.items():
+            if path in last:
+                taken[last[path].outputs[0]] = ends
+            elif path in file.inputs:
+                taken[path] = ends
+        said = f"{len(taken)} ranges of activations were learned in training"
+        if said not in self.notes:
+            self.notes += [said, *self.learned.notes]
+        return ranges | taken
+
+    def _best_of(self, judged: Mapping[str, Judgement | None]) -> str:
+        """The way with the least error; a plainer one unless another is clearly better."""
+        best = ESTIMATORS[0]
+        for kind, found in judged.items():
+            now = judged[best]
+            if found is not None and now is not None and self._helps(now, found):
+                best = kind
+        return best
+
+    def _show_estimators(self, judged: Mapping[str, Judgement | None]) -> None:
+        assert self.judge is not None
+        rows = tuple(
+            (kind, found.error, found.score, kind == self._estimator)
+            for kind, found in judged.items()
+            if found is not None
+        )
+        self.studies.append(
+            Study(
+                "Ways to choose ranges",
+                ("ranges", "output error", self.judge.metric.name, "taken"),
+                rows,
+                notes=self._how_judged(),
+            )
+        )
+
+    def _how_judged(self) -> tuple[str, ...]:
+        assert self.judge is not None
+        said = (
+            f"on {self.judge.samples} samples set aside for choosing; output error: root mean "
+            "square difference to the float model, relative to the spread of its outputs"
+        )
+        return (said,)
+
+    # ------------------------------------------------------------------------------------ repairs
+
+    def _helps(self, before: Judgement, after: Judgement) -> bool:
+        """Whether a change is clearly for the better, and not for the worse in the metric."""
+        assert self.judge is not None
+        return after.error < _HELPS * before.error and self.judge.drop(after) <= self.judge.drop(
+            before
+        )
+
+    def _repaired(self, now: _Candidate) -> _Candidate:
+        """Tries the repairs that are not exact, and keeps those that help."""
+        judge = self.judge
+        if judge is None or now.judged is None or self.learned is not None:
+            return now
+        tried: list[tuple[str, Judgement | None, bool]] = [("none", now.judged, True)]
+        wanted = [name for name in REPAIRS if name in self.settings.repairs and name not in EXACT]
+        for name in wanted:
+            assert now.judged is not None
+            if now.judged.error < _LOOK_CLOSER and judge.drop(now.judged) <= 0:
+                break
+            candidate = self._try(name, now)
+            if candidate is None or candidate.judged is None:
+                continue
+            kept = self._is_better(name, now.judged, candidate.judged)
+            if kept:
+                self.notes.append(self._why_kept(name, now.judged, candidate.judged))
+                now = candidate
+            if kept and name == "batch_norm":
+                # Another float model: what comes after should be as near to that one.
+                judge.compare_with(now.file)
+                now = dataclasses.replace(now, judged=self._judged(now))
+            tried.append((name, now.judged if kept else candidate.judged, kept))
+        if len(tried) > 1:
+            self.studies.append(
+                Study(
+                    "Repairs, one on top of the other",
+                    ("repair", "output error", judge.metric.name, "kept"),
+                    tuple(
+                        (_NAMES[n], j.error, j.score, kept) for n, j, kept in tried if j is not None
+                    ),
+                    notes=self._how_judged(),
+                )
+            )
+        return now
+
+    def _is_better(self, name: str, before: Judgement, after: Judgement) -> bool:
+        assert self.judge is not None
+        if name == "float_output":  # a file in integers alone is given up for nothing less
+            return self.judge.drop(after) < self.judge.drop(before) and self._helps(before, after)
+        if name != "batch_norm":
+            return self._helps(before, after)
+        # It makes another float model, so that nearness to the first one says nothing of it.
+        if before.values is None or after.values is None:
+            return False
+        gains = self.judge.metric.sign() * (after.values - before.values)
+        spread = float(np.std(gains)) / max(len(gains), 1) ** 0.5
+        return bool(gains.mean() > 2 * spread > 0)
+
+    def _why_kept(self, name: str, before: Judgement, after: Judgement) -> str:
+        assert self.judge is not None
+        metric = self.judge.metric.name
+        if name == "batch_norm" and before.score is not None and after.score is not None:
+            return (
+                f"{_NAMES[name]} on train: kept, {metric} {before.score:.4g} -> {after.score:.4g} on "
+                "the samples set aside; the float model gains by it as well (`BNReestimate`)"
+            )
+        return f"{_NAMES[name]}: kept, output error {before.error:.3g} -> {after.error:.3g}"
+
+    def _try(self, name: str, now: _Candidate) -> _Candidate | None:
+        """The candidate with one more repair; ``None`` where it does not apply."""
+        if name == "bias":
+            file = correct_biases(now.file, now.file.behind(self.samples))
+            fresh = dataclasses.replace(now, file=file)
+        elif name == "float_output":
+            ends = frozenset(
+                item.index
+                for item in now.file.operations
+                if set(item.outputs) & set(now.file.outputs)
+            )
+            if not ends - now.keep:
+                return None
+            fresh = dataclasses.replace(now, keep=now.keep | ends)
+        else:
+            if not isinstance(now.model, tf_keras().Model):
+                return None
+            other = self._other_model(name, now.model)
+            if other is None:
+                return None
+            file = float_file(other, self.settings.input_shapes)
+            extremes = self._calibrated(file)
+            seen = {}
+            if self._estimator != "minmax":
+                seen = histograms(file, file.behind(self.samples), extremes)
+            ranges = self._narrowed(file, estimate(self._estimator, extremes, seen))
+            fresh = _Candidate(other, file, ranges, self._kept(file))
+        return dataclasses.replace(fresh, judged=self._judged(fresh))
+
+    def _other_model(self, name: str, model: Any) -> Any:
+        if name == "equalize":
+            equalized = equalize(model)
+            if not equalized.done:
+                return None
+            self._renamed = {**self._renamed, **equalized.names}
+            return equalized.model
+        if self._reestimated is None:
+            return None
+        # Of the model as it came: folded statistics cannot be measured.
+        fresh = self._reestimated(self.source)
+        return None if fresh is None else self._folded(fresh)
+
+    # --------------------------------------------------------------------------------- keep float
+
+    def _kept(self, file: FloatFile) -> frozenset[int]:
+        """The operators of the layers that were asked to stay in float."""
+        paths = {self._renamed.get(path, path) for path in self.settings.keep_float}
+        found = operations_of(file, paths)
+        gone = sorted(path for path in paths if not operations_of(file, {path}))
+        said = (
+            f"nothing is left in the file of {', '.join(gone)}, which were to stay in float: they "
+            "do nothing outside of training, or went into their neighbours"
+        )
+        if gone and said not in self.notes:
+            self.notes.append(said)
+        return found
+
+    def _searched(self, now: _Candidate, max_drop: float) -> _Candidate:
+        """Returns layers to float until the drop is within the budget."""
+        assert self.judge is not None
+        fixed = now.keep
+        layers = {
+            layer: indices - fixed
+            for layer, indices in groups(now.file).items()
+            if any(now.file.operations[i].kind not in _MOVES for i in indices - fixed)
+        }
+        found = search(lambda keep: self._made(now, fixed | keep), self.judge, layers, max_drop)
+        self._show_scan(found, max_drop)
+        return dataclasses.replace(now, keep=fixed | found.operations, judged=found.judged)
+
+    def _show_scan(self, found: Found, max_drop: float) -> None:
+        assert self.judge is not None
+        judge = self.judge
+        rows = tuple(
+            (
+                item.layer,
+                item.judged.error,
+                found.start.error - item.judged.error,
+                item.judged.score,
+                item.layer in found.kept,
+            )
+            for item in found.scanned
+        )
+        columns = (
+            "layer in float",
+            "output error",
+            "error saved",
+            self.judge.metric.name,
+            "kept in float",
+        )
+        every = f"all in 8 bits: output error {found.start.error:.4g}"
+        if found.start.score is not None and judge.float.score is not None:
+            every += f", {self.judge.metric.name} {found.start.score:.4g} (float {judge.float.score:.4g})"
+        self.studies.append(
+            Study(
+                "Layers in float, one at a time",
+                columns,
+                rows,
+                notes=(every, *self._how_judged()),
+                chart=Chart("bar", x="layer in float", y=("output error",), mark="kept in float"),
+            )
+        )
+        drop = judge.drop(found.judged)
+        if found.met:
+            chosen = f"{_listed(found.kept)} kept in float" if found.kept else "no layer in float"
+            self.notes.append(
+                f"keep_float='auto': {chosen} for a drop of {drop:.4g} on the samples that the "
+                f"search saw; {max_drop:g} is allowed"
+            )
+        else:
+            self.notes.append(
+                f"keep_float='auto': THE BUDGET IS NOT MET: the least drop found is {drop:.4g}, and "
+                f"{max_drop:g} is allowed; "
+                + (f"{_listed(found.kept)} kept in float" if found.kept else "no layer in float")
+            )
+
+    def _say_what_stays(self, now: _Candidate, content: bytes) -> None:
+        """Says what still computes in float in the file."""
+        floats = [kind for kind in float_operations(content) if kind not in _IN_FLOAT_ANYWAY]
+        asked = [now.file.operations[index].kind for index in now.keep]
+        for kind in asked:
+            if kind in floats:
+                floats.remove(kind)
+        if asked:
+            layers = dict.fromkeys(
+                layer for i in sorted(now.keep) for layer in now.file.operations[i].layers[:1]
+            )
+            self.notes.append(f"in float: {_listed(tuple(layers))}")
+        if floats:
+            kinds = ", ".join(sorted(set(floats)))
+            self.notes.append(f"in float, as no quantizer treats them: {kinds}")
+
+    # ------------------------------------------------------------------------------------ studies
+
+    def _study_samples(self, now: _Candidate) -> None:
+        """Shows how the result changes with the number of calibration samples."""
+        if self.judge is None:
+            self.notes.append("no study of calibration samples: there is nothing to judge on")
+            return
+        every = list(now.file.behind(self.samples)())
+        counts, count = [], _FEWER
+        while count < len(every):
+            counts.append(count)
+            count *= 2
+        rows = []
+        for count in [*counts, len(every)]:
+            part = every[:count]
+            ranges = self._narrowed(now.file, _sound(calibrate(now.file, lambda p=part: iter(p))))  # type: ignore[misc]
+            judged = self._judged(dataclasses.replace(now, ranges=ranges))
+            if judged is not None:
+                rows.append((count, judged.error, judged.score))
+        self.studies.append(
+            Study(
+                "Calibration samples",
+                ("samples", "output error", self.judge.metric.name),
+                tuple(rows),
+                notes=("ranges from the lowest to the highest value", *self._how_judged()),
+                chart=Chart("line", x="samples", y=("output error",)),
+            )
+        )
+
+    def mismatch(self, samples: Samples) -> list[str]:
+        """How other samples differ from those of the calibration, in words; nothing if they agree.
+
+        Args:
+            samples: Inputs of the model, such as those of the validation split.
+        """
+        file, ranges = self.final.file, self.final.ranges
+        others = calibrate(file, file.behind(samples))
+        seen = histograms(file, file.behind(samples), others)
+        values = outside = 0
+        worst: tuple[float, str] = (0.0, "")
+        widths = []
+        for name, counted in seen.items():
+            if name not in ranges:
+                continue
+            low, high = ranges[name]
+            edge = (counted.centers < low) | (counted.centers > high)
+            out, total = int(counted.counts[edge].sum()), int(counted.counts.sum())
+            values, outside = values + total, outside + out
+            worst = max(worst, (out / total, name))
+            seen_width = others[name][1] - others[name][0]
+            widths.append((high - low) / seen_width)
+        said = []
+        if values and outside / values > _CLIPPED:
+            said.append(
+                f"calibration does not cover validation: {100 * outside / values:.2g} % of its "
+                f"activations are clipped, {100 * worst[0]:.2g} % of those of "
+                f"{file.readable(worst[1]).partition(';')[0]!r}"
+            )
+        wide = float(np.median(widths)) if widths else 1.0
+        if wide > _NARROW:
+            said.append(
+                f"calibrated ranges are {wide:.2g} times as wide as validation needs, so that most "
+                "of the 8 bits are never used: are calibration and validation scaled alike?"
+            )
+        return said
+
+
+_NAMES = {
+    "none": "none of these",
+    "equalize": "cross-layer equalization",
+    "bias": "bias correction",
+    "batch_norm": "batch norm measured anew",
+    "float_output": "last operator in float",
+}
+
+
+def _sound(ranges: Ranges) -> Ranges:
+    """Ranges that a scale can be made of: what never left zero gets the range of one."""
+    return {
+        name: (low, high) if low < 0 or high > 0 else (0.0, 1.0)
+        for name, (low, high) in ranges.items()
+    }
+
+
+def _listed(names: Collection[str]) -> str:
+    shown = list(names)[:5]
+    return ", ".join(shown) + (f", … ({len(names)} in all)" if len(names) > len(shown) else "")
