@@ -196,7 +196,8 @@ def _by_optkit(*makers: Callable[[Any], Any]) -> Callable[[Job], bytes]:
         for row in result.report.rows:
             for note in row.notes:
                 print(f"{row.name}: {note}", file=sys.stderr)
-        return bytes(result.artifact.content)
+        artifact: Any = result.artifact
+        return bytes(artifact.content)
 
     return run
 
