@@ -415,6 +415,50 @@ def test_learned_ranges_find_their_tensors():
     assert [file.operations[index].kind for index in bits] == ["CONV_2D"]
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (layers.Dense(4, name="layer"), (6,)),
+        (layers.Dense(4, name="layer"), (6, 2)),
+        (layers.Conv1D(4, 2, name="layer"), (6, 2)),
+        (layers.SeparableConv2D(4, 2, name="layer"), (6, 6, 2)),
+        (layers.DepthwiseConv2D(2, name="layer"), (6, 6, 2)),
+        (layers.Conv2DTranspose(4, 2, name="layer"), (6, 6, 2)),
+        (layers.Dense(4, activation="swish", name="layer"), (6,)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("norm", [False, True], ids=["", "norm"])
+def test_the_file_rounds_where_the_twin_does(layer, shape, norm):
+    tail = [layers.BatchNormalization(name="norm")] if norm else []
+    copy = type(layer).from_config(layer.get_config())
+    model = built(
+        copy, *tail, layers.Flatten(name="flat"), layers.Dense(3, name="end"), shape=shape
+    )
+    random = np.random.default_rng(4)
+    for weight in model.weights:
+        low, high = (0.5, 1.5) if "norm" in weight.name else (-1, 1)
+        weight.assign(random.uniform(low, high, weight.shape))
+    x = random.uniform(size=(64, *shape)).astype("float32")
+    data = ok.Data(train=(x, np.zeros(64)), batch_size=16)
+    twin = make_twin(model)
+    twin.observe(data.bind(signature(model)).train, 0, 100)
+    learned = LearnedRanges(twin.learned(), twin.plan.weight_bits)
+    file = float_file(model)
+    measured = calibrate(file, lambda: iter([[row[None]] for row in x]))
+    # Other ranges than were measured, so that it shows which are taken.
+    odd = {path: (low * 1.7, high * 1.7) for path, (low, high) in learned.activations.items()}
+    found = with_learned(file, measured, LearnedRanges(odd, learned.weight_bits))
+    assert sum(found[name] != measured[name] for name in found) == len(odd)
+    for path, ends in odd.items():
+        set_range(twin, path, *ends)
+    file_outputs = ok.TFLiteArtifact(quantize(file, found)).predict(x)
+    twin_outputs, plain = twin.model(x).numpy(), model(x).numpy()
+    step = (odd["end"][1] - odd["end"][0]) / 255
+    assert np.abs(file_outputs - twin_outputs).max() < 4 * step
+    assert np.abs(plain - twin_outputs).max() > 0
+
+
 # ----------------------------------------------------------------------------------------- refusals
 
 

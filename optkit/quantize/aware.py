@@ -563,7 +563,9 @@ class _Uses:
             return False
         kernel = type(layer).__name__ in _WEIGHTS and type(layer).__name__ != "Embedding"
         if is_batch_norm(after):
-            return kernel
+            # Behind a dense layer on sequences it stays an operation of its own.
+            flat = type(layer).__name__ != "Dense" or len(self._given[id(layer)][0].shape) == 2
+            return kernel and flat
         merges = type(layer).__name__ in _MERGES
         return _is_relu(after) and (kernel or merges or is_batch_norm(layer))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from optkit.learned import LearnedRanges
 from optkit.quantize.calibrate import Ranges
@@ -39,8 +39,8 @@ def with_learned(file: FloatFile, ranges: Ranges, learned: LearnedRanges) -> Ran
     for name, info in zip(file.inputs, file.signature.inputs, strict=True):
         if info.name in learned.activations and name in ranges:
             changed[name] = learned.activations[info.name]
-    for path, operation in _last_ones(file):
-        if path in learned.activations and operation.outputs[0] in ranges:
+    for path, operation in _last_ones(file, learned.activations):
+        if operation.outputs[0] in ranges:
             changed[operation.outputs[0]] = learned.activations[path]
     return changed
 
@@ -57,8 +57,13 @@ def learned_bits(file: FloatFile, learned: LearnedRanges) -> dict[int, int]:
     return found
 
 
-def _last_ones(file: FloatFile) -> Iterator[tuple[str, Operation]]:
-    """The operators behind which no other of the same layer computes anything, with its path."""
+def _last_ones(file: FloatFile, paths: Collection[str]) -> Iterator[tuple[str, Operation]]:
+    """The operators behind which no other computes anything of the same layer, with its path.
+
+    Args:
+        file: The float file.
+        paths: The layers to look for; of several that are fused it is the one among these.
+    """
     takers: dict[str, list[Operation]] = {}
     for operation in file.operations:
         for name in operation.inputs:
@@ -69,13 +74,15 @@ def _last_ones(file: FloatFile) -> Iterator[tuple[str, Operation]]:
             goes_on(path, taker) if _passes_on(taker) else True
             for name in operation.outputs
             for taker in takers.get(name, ())
-            if taker.layers and taker.layers[0] == path
+            if path in taker.layers
         )
 
     for operation in file.operations:
-        if operation.layers and operation.outputs and not _passes_on(operation):
-            path = operation.layers[0]
-            if not goes_on(path, operation):
+        found = [path for path in operation.layers if path in paths]
+        if len(found) > 1:  # fused further than training took it to be: the last one says
+            found = [path for path in found if path == operation.layers[0]]
+        for path in found:
+            if operation.outputs and not _passes_on(operation) and not goes_on(path, operation):
                 yield path, operation
 
 
