@@ -54,7 +54,7 @@ def outputs(model, inputs):
     return tf.nest.map_structure(lambda tensor: tensor.numpy(), model(packed, training=False))
 
 
-def assert_same(model, repaired, tolerance=2e-5):
+def assert_same(model, repaired, tolerance=2e-5, *, alive=True):
     """On several inputs, relative to the largest value of an output."""
     for seed in range(2):
         inputs = samples(model, seed)
@@ -62,8 +62,9 @@ def assert_same(model, repaired, tolerance=2e-5):
         tf.nest.assert_same_structure(expected, found)
         for one, other in zip(tf.nest.flatten(expected), tf.nest.flatten(found), strict=True):
             assert one.shape == other.shape
-            assert np.abs(one).max() > 1e-3  # or the comparison would say nothing
-            assert np.abs(one - other).max() <= tolerance * np.abs(one).max()
+            largest = np.abs(one).max()
+            assert largest > 1e-3 or not alive  # or the comparison would say nothing
+            assert np.abs(one - other).max() <= tolerance * max(largest, 1e-2)
 
 
 def names(model):
@@ -388,7 +389,7 @@ def test_a_padding_layer_keeps_the_summand():
         shape=(6, 6, 3),
     )
     repaired = fold_batch_norms(model)
-    assert "'pad'" in repaired.left["norm"]
+    assert "no summand passes 'pad'" in repaired.left["norm"]
     assert "norm" in names(repaired.model)
     assert_same(model, repaired)
 
@@ -1053,8 +1054,8 @@ def random_graph(draw):
 def test_random_graphs_keep_their_outputs(data):
     model = random_graph(data.draw)
     repaired = fold_batch_norms(model)
-    assert_same(model, repaired, 1e-4)
+    assert_same(model, repaired, 1e-4, alive=False)  # a random ReLU may let nothing through
     left = {layer.name for layer in batch_norms(repaired.model)}
     assert left == set(repaired.left)
     assert fold_batch_norms(repaired.model).model is repaired.model
-    assert_same(model, equalize(model), 1e-4)
+    assert_same(model, equalize(model), 1e-4, alive=False)

@@ -170,10 +170,10 @@ def _obstacle(bench: Bench, way: Way, scale: np.ndarray, shift: np.ndarray) -> s
     if way.blocked:
         return way.blocked
     if way.positive and (scale < 0).any():
-        return f"{way.positive!r} lets no negative factors through"
+        return f"no negative factor passes {way.positive!r}, behind it"
     if shift.any():
         if way.unshifted:
-            return f"{way.unshifted!r} behind it pads with zeros, or bends at them"
+            return f"no summand passes {way.unshifted!r}, behind it"
         for end in way.ends:
             layer = end.node.layer
             if not bench.linear(layer).takes_shift(tuple(end.node.keras_inputs[0].shape)[1:-1]):
