@@ -42,6 +42,7 @@ __all__ = ["Chart", "Study", "cell_text", "draw_study", "height_of_study"]
 _KINDS = ("bar", "line", "scatter")
 _WIDTH = 100  # of text, in characters
 _CELL = 40  # characters of a cell at most
+_NARROW = 12  # characters to which a name is cut where there is no room
 _NAME = 28  # characters of a name in a picture at most
 _BARS = 40  # rows drawn as bars at most
 _TICKS = 12  # names along an axis up to which they stand beside each other
@@ -154,24 +155,51 @@ class Study:
     def lines(self, limit: int | None = None) -> list[str]:
         """The study as lines of text, at most 100 columns wide.
 
+        Where the table is wider than that and ends in a column of text, such as reasons, that text
+        stands below its row; names are cut then.
+
         Args:
             limit: How many rows to show at most; the last line of the table then says how many more
                 there are. ``None`` for all.
         """
         rows, more = self.telling(limit)
-        table = [list(self.columns), *([cell_text(value) for value in row] for row in rows)]
-        cells = [[plain(cell, _CELL) for cell in row] for row in table]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        figures = [self._of_figures(i) for i in range(len(self.columns))]
-        lines = []
-        for row in cells:
+        cells = [[one_line(cell_text(value)) for value in row] for row in rows]
+        headings = [one_line(name) for name in self.columns]
+        figures = [self._of_figures(i) for i in range(len(headings))]
+        widths = [
+            min(_CELL, max(map(len, column))) for column in zip(headings, *cells, strict=True)
+        ]
+        below = [""] * len(cells)
+        if _total(widths) > _WIDTH and len(headings) > 1 and not figures[-1]:
+            last = headings.pop()
+            for i, row in enumerate(cells):
+                text = row.pop()
+                below[i] = "" if rows[i][-1] is None else f"{last}: {text}"
+            widths.pop()
+        names = [i for i, figure in enumerate(figures[: len(widths)]) if not figure]
+        while _total(widths) > _WIDTH and any(widths[i] > _NARROW for i in names):
+            widest = max(names, key=widths.__getitem__)
+            widths[widest] -= 1
+
+        def line(row: Sequence[str]) -> str:
             aligned = [
-                cell.rjust(width) if figure else cell.ljust(width)
-                for cell, width, figure in zip(row, widths, figures, strict=True)
+                shortened(cell, width).rjust(width)
+                if figure
+                else shortened(cell, width).ljust(width)
+                for cell, width, figure in zip(row, widths, figures, strict=False)
             ]
-            lines.append(shortened("  ".join(aligned).rstrip(), _WIDTH))
-        lines.insert(1, "─" * max(map(len, lines)))
-        lines.insert(0, shortened(one_line(self.title), _WIDTH))
+            return shortened("  ".join(aligned).rstrip(), _WIDTH)
+
+        lines = [
+            shortened(one_line(self.title), _WIDTH),
+            line(headings),
+            "─" * min(_WIDTH, _total(widths)),
+        ]
+        for row, text in zip(cells, below, strict=True):
+            lines.append(line(row))
+            lines += textwrap.wrap(
+                text, _WIDTH - 4, initial_indent="    ", subsequent_indent="    "
+            )
         if more:
             lines.append(f"… {more} more")
         for note in self.notes:
@@ -301,6 +329,11 @@ def _value(name: str, value: Any) -> Value:
         f"`{name}` must hold strings, numbers, True, False and None. Received: {value!r} (of type "
         f"{type(value).__name__})."
     )
+
+
+def _total(widths: Sequence[int]) -> int:
+    """Characters of a line: the cells, and two between each."""
+    return sum(widths) + 2 * (len(widths) - 1)
 
 
 def _is_figure(value: Value) -> bool:

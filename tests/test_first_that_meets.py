@@ -92,7 +92,7 @@ def test_what_the_table_says_is_what_each_gives_by_itself(trained, data):
     for item, trial in zip(alternatives, found, strict=True):
         alone = run([item], trained, data).artifact
         after = accuracy(alone, data.validation)
-        assert trial["accuracy on validation"] == pytest.approx(after)
+        assert trial["accuracy"] == pytest.approx(after)
         assert trial["change"] == pytest.approx(after - before)
         if trial["from"] is not None:
             assert trial["from"] <= trial["change"] <= trial["to"]
@@ -155,7 +155,7 @@ def test_what_an_alternative_gives_does_not_depend_on_those_before_it(trained, d
     def weights(first):
         passes = [ok.FirstThatMeets([first, prune], goals)]
         pipeline_result = run(passes, trained, data)
-        return trials(pipeline_result.report.rows[0])[1]["accuracy on validation"]
+        return trials(pipeline_result.report.rows[0])[1]["accuracy"]
 
     class Noise(ok.TrainPass):
         """Draws from the global generators, as a training does."""
@@ -229,7 +229,7 @@ def test_one_that_fails_is_told_and_the_next_is_tried(trained, data):
     assert outcomes(row) == [("failed", False), ("left out", False), ("met", True)]
     assert trials(row)[0]["why"] == "ValueError: no luck"
     assert trials(row)[1]["why"] == "it needs what is not there."
-    assert trials(row)[0]["accuracy on validation"] is None
+    assert trials(row)[0]["accuracy"] is None
 
 
 def test_outputs_that_are_not_finite_are_a_failure(trained, data):
@@ -299,7 +299,7 @@ def test_test_is_never_looked_at_and_validation_is_cut_where_it_is_missing(train
     result = run([ok.FirstThatMeets([Scale(0.0), Scale(1.0)], goals)], trained, spoiled)
     row = result.report.rows[0]
     assert outcomes(row) == [("missed", False), ("met", True)]
-    assert trials(row)[1]["accuracy on validation"] > 0.8
+    assert trials(row)[1]["accuracy"] > 0.8
     assert row.after.accuracy < 0.2
     assert any("validation: cut from train" in note for note in result.report.notes)
 

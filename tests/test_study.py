@@ -127,6 +127,24 @@ def test_a_short_form_keeps_the_rows_that_are_set_off_and_the_order():
     assert [row[0] for row in scan(20, chart=None).telling(2)[0]] == ["layer0", "layer1"]
 
 
+def test_reasons_that_do_not_fit_stand_below_their_rows():
+    rows = [
+        ("Prune(" + "layers, " * 20 + ")", *range(1000, 1012), "too " + "large " * 40),
+        ("Prune(0.5)", *range(1000, 1012), None),
+    ]
+    study = ok.Study("Trials", ("pass", *(f"c{i}" for i in range(12)), "why"), rows)
+    lines = study.lines()
+    assert max(map(len, lines)) <= 100
+    assert "why" not in lines[1]
+    assert lines[3].startswith("Prune(layer")
+    assert lines[3].endswith("1010  1011")
+    assert lines[4].startswith("    why: too large large")
+    assert " ".join(lines[4:-1]).count("large") == 40
+    assert lines[-1].startswith("Prune(0.5)")
+    narrow = ok.Study("Trials", ("pass", "why"), [("a", "too large")]).lines()
+    assert narrow[1].split() == ["pass", "why"]
+
+
 def test_hostile_names_stay_within_the_width():
     for line in str(with_studies(hostile(), scan(50))).splitlines():
         assert len(line) <= 100

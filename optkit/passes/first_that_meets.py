@@ -33,9 +33,10 @@ _ORDER = (
 )
 _OF_ACCURACY = _ORDER[:3]
 _STARTED = (
-    "each from the model before this pass; the change, with its 95 % interval, is against the model "
-    "that came into the pipeline"
+    "each from the model before this pass; accuracy is that on validation, its change, with the ends "
+    "of the 95 % interval, against the model that came into the pipeline"
 )
+_CHANGE = ("change", "from", "to")
 _NO_GOALS = (
     "FirstThatMeets needs goals to know when to stop, and there are none. Give "
     "`FirstThatMeets([…], goals=Goals(max_size_mb=…))`, or goals for the whole pipeline."
@@ -340,17 +341,21 @@ def _study(
     passes: Sequence[Pass], trials: Sequence[_Trial], kept: _Trial | None, context: Context
 ) -> Study:
     """Every trial, as a table."""
-    metric = f"{context.metric.name} on validation"
-    columns = ["alternative", "result", "kept", "size kB", metric, "change", "from", "to"]
     figures = _further(trials)
-    columns += [*figures, "seconds", "why"]
+    first, last = (
+        ["alternative", "result", "kept", "size kB"],
+        [*_CHANGE, *figures, "seconds", "why"],
+    )
+    metric = context.metric.name
+    if metric in (*first, *last):  # a function of the user's may be called anything
+        metric = f"{metric} on validation"
     rows = []
     for number, item in enumerate(passes, 1):
         trial = trials[number - 1] if number <= len(trials) else _Trial(number, item, "not tried")
         verdict = trial.verdict
         row: list[Any] = [repr(item), trial.outcome, trial is kept]
         if verdict is None:
-            row += [None] * (5 + len(figures))
+            row += [None] * (2 + len(_CHANGE) + len(figures))
         else:
             low, high = verdict.accuracy_change_ci or (None, None)
             size = verdict.figures.size_bytes
@@ -362,7 +367,7 @@ def _study(
         rows.append(row)
     return Study(
         "Alternatives, the least harmful first",
-        tuple(columns),
+        (*first, metric, *last),
         tuple(map(tuple, rows)),
         notes=(_STARTED,),
         chart=Chart("scatter", x="size kB", y=(metric,), mark="kept"),
