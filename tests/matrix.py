@@ -30,6 +30,11 @@ PASSES: dict[str, Callable[[], list[ok.Pass]]] = {
     "Augment": lambda: [ok.Augment("photo"), ok.FineTune(epochs=1)],
     "BNReestimate": lambda: [ok.BNReestimate()],
     "FineTune": lambda: [ok.FineTune(epochs=1)],
+    "FirstThatMeets": lambda: [
+        ok.FirstThatMeets(
+            [ok.Prune(0.5, epochs=1), ok.Prune(0.3, epochs=1)], ok.Goals(max_size_mb=1e-6)
+        )
+    ],
     "LabelSmooth": lambda: [ok.LabelSmooth(0.1), ok.FineTune(epochs=1)],
     "Prune": lambda: [ok.Prune(0.5, epochs=2)],
     "QuantizeAware": lambda: [ok.QuantizeAware(epochs=1)],

@@ -12,6 +12,10 @@ TINY = [
     ok.Augment("photo", rotation=5),
     ok.BNReestimate(include_frozen=True),
     ok.FineTune(epochs=1, learning_rate=1e-3, patience=1),
+    ok.FirstThatMeets(
+        [ok.QuantizeINT8(20), ok.QuantizeINT8(20, io="float32")],
+        ok.Goals(max_size_mb=1e-6, max_accuracy_drop=0.5),
+    ),
     ok.LabelSmooth("auto"),
     ok.Prune(0.6, epochs=1, exclude=("classes",)),
     ok.QuantizeAware(1, 1e-3, skip=("classes",)),
