@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,18 +15,26 @@ from optkit.flatbuffer import FLOAT32, operator_name, packed, unpacked
 from optkit.lookups import Split, split_lookups
 from optkit.models import (
     Signature,
+    is_graph,
     layers_by_path,
     mixed_precision_layers,
     signature,
 )
-from optkit.runtime import tf_keras
+from optkit.runtime import tensorflow, tf_keras
 
-__all__ = ["FloatFile", "Operation", "float_file", "rename_tensors"]
+__all__ = ["FloatFile", "Operation", "float_file", "layers_before", "rename_tensors"]
 
 #: What stands in tensor names for a layer: of one width, so that none is the beginning of another.
 _MARK = re.compile(r"L(\d{6})L")
 _OUTPUT = re.compile(r"^(?:Identity|PartitionedCall|StatefulPartitionedCall)(?:[_:]\d+)*$")
 _CONTROL_FLOW = frozenset({"WHILE", "IF", "CALL_ONCE"})
+# fmt: off
+_NOTHING = frozenset({  # layers that give what they get when a model predicts
+    "ActivityRegularization", "AlphaDropout", "Dropout", "Flatten", "GaussianDropout",
+    "GaussianNoise", "InputLayer", "Masking", "Reshape", "SpatialDropout1D", "SpatialDropout2D",
+    "SpatialDropout3D",
+})
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -134,7 +143,7 @@ def float_file(
     Example:
         >>> from optkit.testing import small_model
         >>> [(item.kind, item.layers) for item in float_file(small_model()).operations][0]
-        ('CONV_2D', ('relu', 'conv'))
+        ('CONV_2D', ('relu', 'norm', 'conv'))
     """
     is_model = isinstance(source, tf_keras().Model)
     whole = signature(source) if is_model else source.signature
@@ -170,6 +179,8 @@ def float_file(
         tracing=tracing if is_model else None,
     )
     operations, inputs, outputs, floats = _read(content, marks, kinds, ends)
+    if is_model:
+        operations = _with_vanished(operations, layers_before(rest), kinds)
     names = {mark: path.rpartition("/")[2] for mark, path in marks.items()}
     return FloatFile(
         content=content,
@@ -229,6 +240,73 @@ def _origin(tensor: Any) -> tuple[str, ...]:
         inner = layer.outputs[place]
         layer, place = inner._keras_history.layer, inner._keras_history.tensor_index
     return (prefix + layer.name,)
+
+
+def layers_before(model: Any) -> dict[str, tuple[str, ...]]:
+    """For each layer, by path, the layers whose outputs it takes; models within it opened.
+
+    Args:
+        model: A functional or Sequential tf_keras model.
+
+    Returns:
+        Paths as in `optkit.models.layers_by_path`, each layer behind those before it.
+    """
+    flat = tensorflow().nest.flatten
+    found: dict[str, list[str]] = {}
+
+    def visit(part: Any, prefix: str, makers: dict[int, list[str]]) -> None:
+        nodes = [
+            node for depth in sorted(part._nodes_by_depth, reverse=True)
+            for node in part._nodes_by_depth[depth] if not node.is_input
+        ]  # fmt: skip
+        for node in nodes:
+            sources = [makers.get(id(tensor), []) for tensor in node.keras_inputs]
+            path = prefix + node.layer.name
+            if is_graph(node.layer):
+                inner = {
+                    id(tensor): source
+                    for tensor, source in zip(node.layer.inputs, sources, strict=True)
+                }
+                visit(node.layer, f"{path}/", inner)
+                ends = [inner.get(id(tensor), []) for tensor in node.layer.outputs]
+            else:
+                found.setdefault(path, []).extend(name for source in sources for name in source)
+                ends = [[path]] * len(flat(node.outputs))
+            makers |= {id(t): end for t, end in zip(flat(node.outputs), ends, strict=True)}
+
+    visit(model, "", {})
+    return {path: tuple(dict.fromkeys(sources)) for path, sources in found.items()}
+
+
+def _with_vanished(
+    operations: tuple[Operation, ...],
+    before: Mapping[str, tuple[str, ...]],
+    kinds: Mapping[str, str],
+) -> tuple[Operation, ...]:
+    """Lists layers of which no name is left with the operators that they went into.
+
+    The converter works a batch norm into the weights of the convolution before it, and what is made
+    has the name of the convolution alone.
+    """
+    layers = [list(item.layers) for item in operations]
+    places: dict[str, list[int]] = {}
+    for index, found in enumerate(layers):
+        for path in found:
+            places.setdefault(path, []).append(index)
+    for path, sources in before.items():
+        if path in places or kinds.get(path) in _NOTHING:
+            continue
+        for source in sources:
+            taken = [index for index in places.get(source, ()) if operations[index].weights]
+            # A layer that is called twice has two operators with the same weights.
+            same = [i for i in taken if operations[i].weights == operations[taken[-1]].weights]
+            for index in same or places.get(source, [])[-1:]:
+                layers[index].insert(layers[index].index(source), path)
+                places.setdefault(path, []).append(index)
+    return tuple(
+        dataclasses.replace(item, layers=tuple(found))
+        for item, found in zip(operations, layers, strict=True)
+    )
 
 
 def _read(

@@ -13,9 +13,10 @@ from optkit.convert import Samples
 from optkit.errors import OptkitError
 from optkit.learned import LearnedRanges
 from optkit.metric import Metric
+from optkit.models import is_batch_norm, layers_by_path
 from optkit.quantize.bias import correct_biases
 from optkit.quantize.calibrate import Ranges, calibrate, histograms
-from optkit.quantize.floatfile import FloatFile, float_file
+from optkit.quantize.floatfile import FloatFile, float_file, layers_before
 from optkit.quantize.judge import Judge, Judgement
 from optkit.quantize.ranges import ESTIMATORS, clip_aware, estimate
 from optkit.quantize.repairs import equalize, fold_batch_norms
@@ -125,8 +126,8 @@ class Int8:
         self.notes += file.notes
         ranges = self._calibrated(file)
         self.judge = judge = self._judge(file)
-        ranges = self._estimated(file, ranges)
-        keep = self._kept(file)
+        ranges = self._estimated(model, file, ranges)
+        keep = self._kept(model, file)
         now = _Candidate(model, file, ranges, keep)
         now = dataclasses.replace(now, judged=self._judged(now))
         if settings.calibration_study:
@@ -188,7 +189,7 @@ class Int8:
     def _calibrated(self, file: FloatFile) -> Ranges:
         return _sound(calibrate(file, file.behind(self.samples)))
 
-    def _estimated(self, file: FloatFile, extremes: Ranges) -> Ranges:
+    def _estimated(self, model: Any, file: FloatFile, extremes: Ranges) -> Ranges:
         """Ranges by the way that was asked for, or by the best one."""
         wanted = self.settings.ranges
         kinds = [wanted] if wanted != "auto" else list(ESTIMATORS)
@@ -199,7 +200,7 @@ class Int8:
         self._estimator = kinds[0]
         if len(kinds) > 1:
             judged = {
-                kind: self._judged(_Candidate(None, file, ranges, self._kept(file)))
+                kind: self._judged(_Candidate(model, file, ranges, self._kept(model, file)))
                 for kind, ranges in made.items()
             }
             self._estimator = self._best_of(judged)
@@ -353,7 +354,7 @@ class Int8:
             if self._estimator != "minmax":
                 seen = histograms(file, file.behind(self.samples), extremes)
             ranges = self._narrowed(file, estimate(self._estimator, extremes, seen))
-            fresh = _Candidate(other, file, ranges, self._kept(file))
+            fresh = _Candidate(other, file, ranges, self._kept(other, file))
         return dataclasses.replace(fresh, judged=self._judged(fresh))
 
     def _other_model(self, name: str, model: Any) -> Any:
@@ -371,17 +372,61 @@ class Int8:
 
     # --------------------------------------------------------------------------------- keep float
 
-    def _kept(self, file: FloatFile) -> frozenset[int]:
+    def _kept(self, model: Any, file: FloatFile) -> frozenset[int]:
         """The operators of the layers that were asked to stay in float."""
-        paths = {self._renamed.get(path, path) for path in self.settings.keep_float}
-        found = operations_of(file, paths)
-        gone = sorted(path for path in paths if not operations_of(file, {path}))
+        found: frozenset[int] = frozenset()
+        gone = []
+        for path in sorted(self.settings.keep_float):
+            own = operations_of(file, {self._renamed.get(path, path)})
+            if not own and isinstance(model, tf_keras().Model):
+                heirs = [self._renamed.get(heir, heir) for heir in self._heirs(path, model)]
+                own = operations_of(file, heirs)
+            if not own:
+                gone.append(path)
+            found |= own
         said = (
             f"nothing is left in the file of {', '.join(gone)}, which were to stay in float: they "
             "do nothing outside of training, or went into their neighbours"
         )
         if gone and said not in self.notes:
             self.notes.append(said)
+        return found
+
+    def _heirs(self, path: str, model: Any) -> list[str]:
+        """The layers that a repair worked a layer into: the nearest ones whose weights it changed.
+
+        Args:
+            path: The layer in the model that came in.
+            model: The repaired model.
+        """
+        before = layers_before(self.source)
+        behind: dict[str, list[str]] = {}
+        for taker, sources in before.items():
+            for source in sources:
+                behind.setdefault(source, []).append(taker)
+        old, new = layers_by_path(self.source), layers_by_path(model)
+        if path not in before or self._renamed.get(path, path) in new:
+            return []
+
+        def changed(name: str) -> bool:
+            fresh = new.get(self._renamed.get(name, name))
+            if fresh is None:
+                return False
+            pair = old[name].get_weights(), fresh.get_weights()
+            return len(pair[0]) != len(pair[1]) or not all(map(np.array_equal, *pair))
+
+        found = []
+        for ways in (before, behind):
+            waiting, seen = list(ways.get(path, ())), {path}
+            while waiting:
+                name = waiting.pop()
+                if name in seen:
+                    continue
+                seen.add(name)
+                if old[name].weights and not is_batch_norm(old[name]):
+                    found += [name] if changed(name) else []
+                else:
+                    waiting += ways.get(name, ())
         return found
 
     def _searched(self, now: _Candidate, max_drop: float) -> _Candidate:

@@ -70,11 +70,20 @@ def operations_of(file: FloatFile, paths: Collection[str]) -> frozenset[int]:
     return frozenset(item.index for item in file.operations if wanted.intersection(item.layers))
 
 
-def primary(operation: Operation) -> str:
-    """The layer that an operator is listed under: the one with the weights, else the last one."""
+def primary(operation: Operation, kinds: Mapping[str, str]) -> str:
+    """The layer that an operator is listed under: the one with the weights, else the last one.
+
+    Args:
+        operation: The operator.
+        kinds: The class of each layer, by path.
+    """
     if not operation.layers:
         return f"({operation.kind.lower()})"
-    return operation.layers[-1] if operation.weights else operation.layers[0]
+    if not operation.weights:
+        return operation.layers[0]
+    # A batch norm may have gone into the weights of the layer behind it.
+    own = [path for path in operation.layers if kinds.get(path) != "BatchNormalization"]
+    return (own or operation.layers)[-1]
 
 
 def groups(file: FloatFile) -> dict[str, frozenset[int]]:
@@ -83,5 +92,5 @@ def groups(file: FloatFile) -> dict[str, frozenset[int]]:
     found: dict[str, set[int]] = {}
     for item in file.operations:
         if floats.intersection((*item.inputs, *item.outputs)):
-            found.setdefault(primary(item), set()).add(item.index)
+            found.setdefault(primary(item, file.kinds), set()).add(item.index)
     return {name: frozenset(indices) for name, indices in found.items()}
