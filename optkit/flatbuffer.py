@@ -17,10 +17,18 @@ _MARK = b"TFL3"
 
 
 def unpacked(content: bytes) -> Any:
-    """The ``ModelT`` of a file: objects that can be read and changed."""
+    """The ``ModelT`` of a file: objects that can be read and changed.
+
+    What a file holds behind its flatbuffer, as ai-edge-quantizer writes large ones, is taken in.
+    """
     from ai_edge_litert import schema_py_generated as schema
 
-    return schema.ModelT.InitFromPackedBuf(content, 0)
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    for buffer in model.buffers:
+        if buffer.offset > 1:  # 0 and 1 stand for none
+            buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
+    return model
 
 
 def packed(model: Any, size: int) -> bytes:

@@ -15,14 +15,12 @@ class QuantizeDynamic(ConvertPass):
 
     Use it last, for dense and recurrent models, in which weights outnumber activations: the file is a
     quarter or an eighth of the size, and matrix products run in integers without any calibration.
-    Convolutions over images are often slower than in float, as every activation is measured and
-    rounded again at each call: the row says how the file compares with a float32 one on this
-    processor.
+    The row says how the file compares with a float32 one on this processor.
 
-    Kernels get a symmetric scale a channel, tables of embeddings one a row. What has no kernel of
-    this kind stays float and has its weights unpacked before use; the row lists it. Depthwise
-    convolutions stay at 8 bits. Shapes that the model leaves open stay open, and loops over time stay
-    loops.
+    Kernels get a symmetric scale a channel, tables of embeddings one a row. What has no integer
+    kernel of this kind, or as depthwise convolutions a slow one, computes in float and has its
+    weights unpacked before use; the row lists it. Depthwise convolutions stay at 8 bits. Shapes that
+    the model leaves open stay open, and loops over time stay loops.
 
     Args:
         bits: Bits of the weights, 8 or 4.
@@ -54,8 +52,8 @@ class QuantizeDynamic(ConvertPass):
         after, stored = convert_stored(artifact, context, 8 if self.bits == 8 else 4, "integer")
         if stored.unpacked:
             context.note(
-                "computed in float, with weights unpacked before use, as there are no kernels for "
-                f"them: {in_words(stored.unpacked)}"
+                "computed in float, with weights unpacked before use, as integer kernels for them "
+                f"are missing or slower: {in_words(stored.unpacked)}"
             )
         if self.bits == 4 and (kept := stored.kinds.get("int8")):
             context.note(f"kept at 8 bits: {in_words(kept)}")

@@ -32,6 +32,7 @@ from optkit.quantize.sources import (
     signature_of,
 )
 from optkit.quantize.stored import in_words, review_file, set_beside
+from optkit.quantize.weights import store_weights
 
 __all__ = ["QuantizeINT16x8"]
 
@@ -141,7 +142,7 @@ class QuantizeINT16x8(ConvertPass):
         for note in (*samples.notes(), *file.notes):
             context.note(note)
         if left := in_words(float_operations(after.content)):
-            context.note(f"no kernels for activations of 16 bits, so in float: {left}")
+            context.note(f"computed in float, as 16 bits have no kernels for them: {left}")
         # What it is held against for speed: the float file as it would be deployed, with its loops.
         set_beside(after, lambda: convert(source, input_shapes=shapes).artifact)
         return after
@@ -159,5 +160,14 @@ def _quantized(
 ) -> tuple[TFLiteArtifact, FloatFile]:
     file = float_file(source, shapes)
     ranges = calibrate(file, file.behind(samples))
-    content = quantize(file, ranges, scheme=_SCHEME, io="float32" if io == "float32" else "int8")
-    return TFLiteArtifact(file.finish(content), front=file.front), file
+    # Tables would be stored in 16 bits, as what is looked up in them are activations.
+    tables = {item.index for item in file.operations if item.kind == "GATHER" and item.weights}
+    content = quantize(
+        file,
+        ranges,
+        scheme=_SCHEME,
+        keep_float=tables,
+        io="float32" if io == "float32" else "int8",
+    )
+    stored = store_weights(file.finish(content), 8, computes="integer")
+    return TFLiteArtifact(stored.content, front=file.front), file

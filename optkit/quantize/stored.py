@@ -38,7 +38,7 @@ def check_bits(bits: Any) -> None:
     Raises:
         ArgumentTypeError, PipelineError: If it is neither 8 nor 4.
     """
-    _validate.integer("bits", bits, minimum=4, maximum=8)
+    _validate.integer("bits", bits, minimum=-(2**31))
     if bits not in (8, 4):
         raise PipelineError(f"`bits` must be 8 or 4. Received: {bits!r}.")
 
@@ -52,7 +52,8 @@ def check_stored(setting: Setting, bits: Literal[16, 8, 4], computes: str = "flo
     model = setting.model
     if model is None:
         return
-    if not any(len(weight.shape) > 1 for weight in model.weights):
+    # What lookups hold are no numbers, and have no shape.
+    if not any(len(getattr(weight, "shape", ())) > 1 for weight in model.weights):
         raise PipelineError(
             f"Model {model.name!r} has no weights of two and more dimensions, so there is nothing "
             "to store in fewer bits. Leave this pass out."

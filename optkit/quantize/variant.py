@@ -7,10 +7,12 @@ taken where the first would leave operators in float.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import re
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,10 +22,14 @@ from optkit.errors import OptkitError, first_line
 from optkit.flatbuffer import FLOAT32, operator_name, packed, unpacked
 from optkit.quantize.calibrate import Ranges
 from optkit.quantize.floatfile import FloatFile, Operation
-from optkit.runtime import tensorflow
+from optkit.quantize.silent import widen_silent_channels
+from optkit.runtime import locked, tensorflow
 
 __all__ = ["Scheme", "engine_of", "float_operations", "quantize"]
 
+_BOUNDED = (2, 3)  # activations from -1 to 1, and from 0 to 6
+#: The narrowest range of such an activation, by bits.
+_NARROWEST = {8: 1e-6, 16: 1e-4}
 _UNPACKING = frozenset({"QUANTIZE", "DEQUANTIZE"})
 
 
@@ -99,6 +105,7 @@ def foreign(file: FloatFile, known: Collection[str]) -> tuple[Operation, ...]:
     )
 
 
+@functools.cache
 def _known_operators() -> frozenset[str]:
     from ai_edge_quantizer import default_policy
 
@@ -120,14 +127,17 @@ def _by_ai_edge_quantizer(
 
     statistics = None
     if scheme.activations is not None:
+        wide = _wide(file, ranges or {}, scheme.activations)
         statistics = {
             name: {"min": np.array([low], np.float32), "max": np.array([high], np.float32)}
-            for name, (low, high) in (ranges or {}).items()
+            for name, (low, high) in wide.items()
         }
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_bars():
             # Said of an interpreter that it makes to look tensors up.
             warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors")
+            # Of biases that 32 bits do not reach, for which `widen_silent_channels` makes good.
+            warnings.filterwarnings("ignore", message="invalid value encountered in cast")
             maker = quantizer.Quantizer(file.content, _recipe(file, scheme, keep_float, io))
             made = maker.quantize(
                 statistics, enable_progress_bar=False, enable_progress_report=False
@@ -138,7 +148,46 @@ def _by_ai_edge_quantizer(
         raise OptkitError(
             f"ai-edge-quantizer cannot quantize this model. {first_line(error)}"
         ) from error
-    return bytes(made.quantized_model)
+    content = bytes(made.quantized_model)
+    return content if scheme.activations is None else widen_silent_channels(content, file)
+
+
+def _wide(file: FloatFile, ranges: Ranges, bits: int) -> Ranges:
+    """Ranges that are not so narrow that the 6 of a ReLU6 is more steps than 32 bits count.
+
+    LiteRT refuses such files. Activations that are always (nearly) 0 have such ranges.
+    """
+    least = _NARROWEST[bits]
+    narrow = {name for name, (low, high) in ranges.items() if max(-low, high) < least}
+    if not narrow:
+        return ranges
+    model = unpacked(file.content)
+    bounded = {
+        graph.tensors[int(tensor)].name.decode()
+        for graph in model.subgraphs
+        for operator in graph.operators
+        if getattr(operator.builtinOptions, "fusedActivationFunction", 0) in _BOUNDED
+        for tensor in operator.outputs
+    }
+    return dict(ranges) | dict.fromkeys(narrow & bounded, (0.0, least))
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keeps ai-edge-quantizer from drawing a bar for large files, of which it cannot be told."""
+    from ai_edge_quantizer.utils import progress_utils
+
+    drawn = progress_utils.ProgressBar
+    with locked():
+        progress_utils.ProgressBar = functools.partial(_bar, drawn)
+        try:
+            yield
+        finally:
+            progress_utils.ProgressBar = drawn
+
+
+def _bar(drawn: Any, *arguments: Any, **settings: Any) -> Any:
+    return drawn(*arguments, **(settings | {"enable": False}))
 
 
 def _recipe(

@@ -15,13 +15,14 @@ import numpy as np
 
 from optkit.flatbuffer import FLOAT32, buffer_of, operator_name, packed, unpacked
 
-__all__ = ["Stored", "quantize_symmetric", "store_weights"]
+__all__ = ["Stored", "pairs", "quantize_symmetric", "store_weights"]
 
 _FLOAT16, _INT32, _INT8, _INT4 = 1, 2, 9, 17
 _LARGEST_FLOAT16 = 65504.0
 #: What the file needs to say of a tensor and an operator more, and of a channel's scale, in bytes.
 _SAYING, _SCALE = 256, 12
 
+_LOOKUP = "EMBEDDING_LOOKUP"
 #: Where the kernel of an operator stands among its inputs, and which of its axes are channels.
 _KERNELS: Mapping[str, tuple[int, int]] = {
     "FULLY_CONNECTED": (1, 0),
@@ -30,13 +31,11 @@ _KERNELS: Mapping[str, tuple[int, int]] = {
     "TRANSPOSE_CONV": (1, 0),
     "CONV_3D": (1, 4),
     "CONV_3D_TRANSPOSE": (1, 4),
-    "EMBEDDING_LOOKUP": (1, 0),
+    _LOOKUP: (1, 0),
 }
-#: Operators whose kernels quantize what comes in as they run, by bits of the weights.
-_DYNAMIC: Mapping[int, frozenset[str]] = {
-    8: frozenset({"FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D"}),
-    4: frozenset({"FULLY_CONNECTED", "CONV_2D"}),
-}
+#: Operators whose kernels quantize what comes in as they run. Depthwise convolutions have such a
+#: kernel, which is many times slower than the one for floats.
+_DYNAMIC = frozenset({"FULLY_CONNECTED", "CONV_2D"})
 #: What a depthwise kernel would lose in 4 bits is most of its few values.
 _ALWAYS_8 = frozenset({"DEPTHWISE_CONV_2D"})
 
@@ -183,7 +182,7 @@ class _Writer:
             return None
         size = values.shape[1]
         given, (made,) = int(operator.inputs[1]), (int(t) for t in operator.outputs)
-        lookup = self._operator("EMBEDDING_LOOKUP", 4, [given, int(operator.inputs[0])], [made])
+        lookup = self._operator(_LOOKUP, 4, [given, int(operator.inputs[0])], [made])
         if rank == 1:
             return [lookup]
         name = graph.tensors[made].name.decode()
@@ -311,9 +310,9 @@ class _Writer:
         if not _saves(values, bits, axis):
             return []
         self._count(f"int{bits}", values, kinds)
-        rows = all(kind == "EMBEDDING_LOOKUP" for kind in kinds)
-        in_place = self.integer and all(kind in _DYNAMIC[bits] for kind in kinds)
-        if rows or in_place:
+        # Rows of tables are unpacked as they are looked up, whatever else computes in integers.
+        unpacks = _DYNAMIC | {_LOOKUP} if self.integer else {_LOOKUP}
+        if unpacks.issuperset(kinds):
             self._quantize(graph.tensors[t], values, bits, axis)
             for operator, kind, _ in readers:
                 self._dynamic(operator, kind)
@@ -340,8 +339,8 @@ class _Writer:
 
     def _dynamic(self, operator: Any, kind: str) -> None:
         """Marks an operator as one whose weights are whole numbers and whose inputs are floats."""
-        versions = {"FULLY_CONNECTED": 12, "CONV_2D": 7, "DEPTHWISE_CONV_2D": 6}
-        if kind == "EMBEDDING_LOOKUP":
+        versions = {"FULLY_CONNECTED": 12, "CONV_2D": 7}
+        if kind == _LOOKUP:
             return
         self.dynamic[kind] += 1
         code = self.model.operatorCodes[operator.opcodeIndex]
@@ -358,7 +357,7 @@ class _Writer:
                 scale = None
             else:
                 stored, scale = quantize_symmetric(values, bits, axis)
-                stored = _pairs(stored) if bits == 4 else stored
+                stored = pairs(stored) if bits == 4 else stored
             self.buffers[key] = buffer_of(self.model, stored.tobytes()), scale
         tensor.buffer, scale = self.buffers[key]
         tensor.type = {None: _FLOAT16, 8: _INT8, 4: _INT4}[bits]
@@ -396,7 +395,7 @@ def _saves(values: np.ndarray, bits: int, axis: int | None) -> bool:
     return values.size * (32 - bits) // 8 > _SAYING + _SCALE * channels
 
 
-def _pairs(numbers: np.ndarray) -> np.ndarray:
+def pairs(numbers: np.ndarray) -> np.ndarray:
     """Two numbers of 4 bits a byte, the first in the lower half."""
     flat = numbers.ravel()
     flat = np.concatenate([flat, np.zeros(len(flat) % 2, np.int8)])
