@@ -165,7 +165,7 @@ class Study:
         rows, more = self.telling(limit)
         cells = [[one_line(cell_text(value)) for value in row] for row in rows]
         headings = [one_line(name) for name in self.columns]
-        figures = [self._of_figures(i) for i in range(len(headings))]
+        figures = [self.of_figures(i) for i in range(len(headings))]
         widths = [
             min(_CELL, max(map(len, column))) for column in zip(headings, *cells, strict=True)
         ]
@@ -221,7 +221,8 @@ class Study:
         mark = None if self.chart is None else self.chart.mark
         return mark is not None and row[self.columns.index(mark)] is True
 
-    def _of_figures(self, column: int) -> bool:
+    def of_figures(self, column: int) -> bool:
+        """Whether a column holds nothing but figures, which stand to the right."""
         return all(row[column] is None or _is_figure(row[column]) for row in self.rows)
 
     def _repr_html_(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -228,6 +229,7 @@ def test_one_that_fails_is_told_and_the_next_is_tried(trained, data):
     assert row.status == "ok"
     assert outcomes(row) == [("failed", False), ("left out", False), ("met", True)]
     assert trials(row)[0]["why"] == "ValueError: no luck"
+    assert trials(row)[0]["seconds"] > 0
     assert trials(row)[1]["why"] == "it needs what is not there."
     assert trials(row)[0]["accuracy"] is None
 
@@ -289,7 +291,23 @@ def test_what_cannot_work_is_refused_at_construction(passes, goals, message):
         ok.FirstThatMeets(passes, goals)
 
 
+def test_every_goal_has_its_place_in_the_order():
+    from optkit.passes.first_that_meets import _ORDER
+
+    fields = {field.name for field in dataclasses.fields(ok.Goals)}
+    assert {*_ORDER, "judge_by"} == fields
+
+
 # ------------------------------------------------------------------------------ on what
+
+
+def test_goals_of_size_need_no_targets_to_choose_on(trained, data):
+    size = ok.KerasArtifact(trained).size_bytes / 1e6
+    item = ok.FirstThatMeets([Scale(1.0), Scale(0.0)], ok.Goals(max_size_mb=2 * size))
+    assert item.needs == ()
+    row = run([item], trained, ok.Data(test=data.test)).report.rows[0]
+    assert outcomes(row) == [("met", True), ("not tried", False)]
+    assert trials(row)[0]["accuracy"] is None
 
 
 def test_test_is_never_looked_at_and_validation_is_cut_where_it_is_missing(trained, data):

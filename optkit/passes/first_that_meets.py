@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,15 +116,15 @@ class FirstThatMeets(Pass):
         if goals is not None:
             self._judged_by(goals)
         seen: list[Any] = []
-        reasons = []
+        reasons: list[tuple[Pass, str]] = []
         for item in self.passes:
             reason, model = _checked(item, setting)
             if reason:
-                reasons.append(f"{item!r}: {reason}")
+                reasons.append((item, reason))
             else:
                 seen.append(model)
         if not seen:
-            raise PipelineError(f"None of the alternatives can work here. {' '.join(reasons)}")
+            raise PipelineError(f"None of the alternatives can work here. {_told(reasons)}")
         # Which one is kept is not known yet; later passes check themselves against the first.
         return seen[0]
 
@@ -140,8 +140,8 @@ class FirstThatMeets(Pass):
         kept = _least_missed(trials)
         context.show(_study(self.passes, trials, kept, context))
         if kept is None or kept.made is None:
-            reasons = " ".join(f"{trial.item!r}: {trial.reason}." for trial in trials)
-            raise OptkitError(f"None of the alternatives worked. {reasons}")
+            told = _told((trial.item, trial.reason) for trial in trials)
+            raise OptkitError(f"None of the alternatives worked. {told}")
         place = f"alternative {kept.number} of {len(self.passes)}"
         if kept.met:
             context.note(f"kept {kept.item!r}, {place}, the first that meets {goals!r}")
@@ -276,6 +276,11 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, OptkitError) else first_line(error)
 
 
+def _told(reasons: Iterable[tuple[Pass, str]]) -> str:
+    """What is wrong with each, as sentences."""
+    return " ".join(f"{item!r}: {reason.rstrip('.')}." for item, reason in reasons)
+
+
 def _try(number: int, item: Pass, state: State, context: Context, goals: Goals) -> _Trial:
     """Runs an alternative on a state and judges what it gives."""
     branch = context.branch(f"alternative {number}", needs=item.needs, goals=goals)
@@ -284,12 +289,15 @@ def _try(number: int, item: Pass, state: State, context: Context, goals: Goals) 
     reason, _ = _checked(item, setting)
     if reason:
         return _Trial(number, item, "left out", reason)
+    context.log.info("alternative %d, %r, is tried", number, item)
     began = time.perf_counter()
     seconds = None
     try:
-        with isolated(branch.seed):
-            made = item.apply(state, branch)
-        seconds = time.perf_counter() - began - branch.seconds_aside
+        try:
+            with isolated(branch.seed):
+                made = item.apply(state, branch)
+        finally:
+            seconds = time.perf_counter() - began - branch.seconds_aside
         _require_kind(item, made)
         verdict = context.judge(made.artifact, goals)
     except Exception as error:

@@ -261,14 +261,22 @@ def _study(title: str, study: Study, picture: str) -> dict[str, Any]:
         "count": len(study.rows),
         "open": len(study.rows) <= _OPEN,
         "plot": plot,
-        "columns": study.columns,
+        "columns": [(name, _side(study, i)) for i, name in enumerate(study.columns)],
         "rows": [
-            {"marked": study.marked(row), "cells": [cell_text(value) for value in row]}
+            {
+                "marked": study.marked(row),
+                "cells": [(cell_text(value), _side(study, i)) for i, value in enumerate(row)],
+            }
             for row in rows
         ],
         "caption": f"{more} more rows are not shown." if more else "",
         "notes": study.notes,
     }
+
+
+def _side(study: Study, column: int) -> str:
+    """The class of a cell: figures stand to the right, below each other."""
+    return "" if study.of_figures(column) else "text"
 
 
 def _pipeline(report: Report) -> str | None:
