@@ -400,3 +400,404 @@ def test_keras_3_layers_by_their_names():
             "end": ["CONV_2D", "FULLY_CONNECTED"],
         }.get(str(wanted[0]), ["FULLY_CONNECTED"])
         assert kinds_in_float(result) == expected
+
+
+# ------------------------------------------------------------------------------ the arithmetic
+
+
+def constants(content):
+    """By name: type, scales, zero points and values of every tensor of a file."""
+    model = unpacked(content)
+    found = {}
+    numpy_of = {FLOAT: np.float32, INT8: np.int8, INT32: np.int32}
+    for tensor in model.subgraphs[0].tensors:
+        data = model.buffers[tensor.buffer].data
+        values = None
+        if data is not None and len(data):
+            values = np.asarray(data, np.uint8).view(numpy_of[tensor.type]).reshape(tensor.shape)
+        entry = tensor.quantization
+        scale = None if entry is None or entry.scale is None else np.asarray(entry.scale)
+        zero = None if entry is None or entry.zeroPoint is None else np.asarray(entry.zeroPoint)
+        found[tensor.name.decode()] = (tensor.type, scale, zero, values)
+    return found
+
+
+def of_operator(content, place):
+    """What `constants` says of the inputs and the output of an operator."""
+    model = unpacked(content)
+    graph = model.subgraphs[0]
+    known = constants(content)
+    operators = [
+        operator
+        for operator in graph.operators
+        if operator_name(model.operatorCodes[operator.opcodeIndex])
+        not in ("QUANTIZE", "DEQUANTIZE")
+    ]
+    operator = operators[place]
+    names = [graph.tensors[int(t)].name.decode() for t in (*operator.inputs, operator.outputs[0])]
+    return [known[name] for name in names]
+
+
+def scale_and_zero(low, high):
+    """Of 8 bits over a range with zero in it: Jacob et al., 2018, section 2.1."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = (high - low) / 255
+    return scale, int(np.clip(np.rint(-128 - low / scale), -128, 127))
+
+
+def one_layer(layer, shape, activation=None):
+    parts = [keras.Input(shape, name="x"), layer]
+    model = keras.Sequential(parts)
+    layer.bias.assign(np.random.default_rng(5).normal(size=layer.bias.shape))
+    return model
+
+
+@pytest.mark.parametrize("kind", ["dense", "convolution", "depthwise"])
+def test_scales_and_zero_points_equal_the_formula(kind):
+    layer, shape, axis = {
+        "dense": (layers.Dense(4, activation="relu"), (6,), 1),
+        "convolution": (layers.Conv2D(4, 3), (7, 6, 3), 3),
+        "depthwise": (layers.DepthwiseConv2D(3, depth_multiplier=2), (7, 6, 3), None),
+    }[kind]
+    model = one_layer(layer, shape)
+    file = float_file(model)
+    seen = [sample[0] for sample in samples_of(model, 30)()]
+    ranges = calibrate(file, samples_of(model, 30))
+    inputs = np.concatenate(seen)
+    outputs = model.predict(inputs, verbose=0)
+    x, weights, bias, y = of_operator(quantize(file, ranges), 0)
+    for (_, scale, zero, _), values in ((x, inputs), (y, outputs)):
+        wanted = scale_and_zero(float(values.min()), float(values.max()))
+        assert scale == pytest.approx([wanted[0]], rel=1e-5)
+        assert abs(int(zero[0]) - wanted[1]) <= (
+            0 if abs(values.min() / scale[0] % 1 - 0.5) > 1e-3 else 1
+        )
+    kernel = layer.get_weights()[0]
+    if kind == "depthwise":
+        channels = kernel.reshape(*kernel.shape[:2], -1)
+    else:
+        channels = kernel
+    largest = np.abs(channels).reshape(-1, channels.shape[-1]).max(axis=0)
+    _, scale, zero, stored = weights
+    assert scale == pytest.approx(largest / 127, rel=1e-5)
+    assert not zero.any()
+    wanted = np.rint(channels / (largest / 127))
+    laid = {"dense": stored.T, "convolution": np.moveaxis(stored, 0, -1)}.get(kind, stored)
+    assert np.abs(laid.reshape(wanted.shape) - wanted).max() <= 1
+    assert (laid.reshape(wanted.shape) == wanted).mean() > 0.98  # but where it is a tie in float32
+    _, scale, _, stored = bias
+    assert scale == pytest.approx(x[1] * weights[1], rel=1e-5)
+    assert np.abs(stored - layer.get_weights()[1] / scale).max() <= 0.51
+    assert axis is None or kernel.shape[axis] == len(scale)
+
+
+def test_an_integer_dense_layer_computes_what_numpy_does():
+    """Bit for bit: sums of products in 32 bits, brought to the scale of the output, rounded."""
+    layer = layers.Dense(16, activation="relu")
+    model = one_layer(layer, (24,))
+    file = float_file(model)
+    content = quantize(file, calibrate(file, samples_of(model, 50)))
+    (_, sx, zx, _), (_, sw, _, weights), (_, _, _, bias), (_, sy, zy, _) = of_operator(content, 0)
+    rng = np.random.default_rng(0)
+    stored = rng.integers(-128, 128, (200, 24)).astype(np.int8)
+    artifact = ok.TFLiteArtifact(content)
+    (port,), (end,) = artifact.inputs, artifact.outputs
+    found = artifact.predict(port.dequantize(stored))
+    sums = (stored.astype(np.int64) - zx[0]) @ weights.T.astype(np.int64) + bias
+    factors = (sx.astype("f") * sw.astype("f") / sy.astype("f")).astype(np.float32)
+    wanted = np.rint(sums.astype(np.float32) * factors) + zy[0]
+    wanted = np.clip(wanted, max(-128, zy[0]), 127)  # 0 and above: the ReLU
+    assert np.array_equal(np.rint(found / np.float32(end.scale)) + end.zero_point, wanted)
+    assert len(np.unique(wanted)) > 50
+
+
+def histogram(values):
+    from optkit.quantize.calibrate import _BINS, Histogram
+
+    counts, edges = np.histogram(values, _BINS)
+    return Histogram(float(edges[0]), float(edges[-1]), counts)
+
+
+def test_histograms_count_the_values_that_there_were():
+    """Against those of Keras' own outputs of the layer."""
+    from optkit.quantize import histograms
+
+    model = one_layer(layers.Dense(7, activation="relu", name="d"), (5,))
+    file = float_file(model)
+    ranges = calibrate(file, samples_of(model, 40))
+    seen = histograms(file, samples_of(model, 40), ranges)
+    outputs = model.predict(np.concatenate([s[0] for s in samples_of(model, 40)()]), verbose=0)
+    counted = seen[file.operations[0].outputs[0]]
+    assert counted.counts.sum() == outputs.size
+    assert (counted.low, counted.high) == pytest.approx((0, outputs.max()), abs=1e-5)
+    zero = (outputs == 0).sum()
+    assert counted.counts[0] >= zero > 0
+    cut = counted.centers[1000] + (counted.high - counted.low) / len(counted.counts) / 2
+    assert abs(int(counted.counts[:1001].sum()) - int((outputs <= cut).sum())) <= 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_percentiles_against_sorting(seed):
+    from optkit.quantize import estimate
+
+    rng = np.random.default_rng(seed)
+    values = [rng.normal(size=200_000), rng.standard_t(3, 200_000)][seed % 2]
+    seen = histogram(values)
+    low, high = estimate("percentile", {"t": (seen.low, seen.high)}, {"t": seen})["t"]
+    width = (seen.high - seen.low) / len(seen.counts)
+    # 0.01 % of the values are 20: up to 10 are left out on each side, and no bin more would do.
+    assert (values < low).sum() <= 10 <= (values < low + width).sum()
+    assert (values > high).sum() <= 10 <= (values > high - width).sum()
+    assert low > values.min()
+    assert high < values.max()
+    few = histogram(values[:5000])
+    extremes = (few.low, few.high)
+    assert estimate("percentile", {"t": extremes}, {"t": few})["t"] == pytest.approx(extremes)
+
+
+@pytest.mark.parametrize("kind", ["normal", "outliers", "one-sided", "uniform"])
+def test_least_squared_error_against_trying_everything(kind):
+    from optkit.quantize import estimate
+    from optkit.quantize.ranges import squared_error
+
+    rng = np.random.default_rng(0)
+    values = {
+        "normal": rng.normal(size=20_000),
+        "outliers": np.append(rng.normal(size=20_000), [60.0, -45.0]),
+        "one-sided": np.maximum(rng.standard_t(3, 20_000), 0),
+        "uniform": rng.uniform(-1, 2, 20_000),
+    }[kind]
+
+    def error(low, high):
+        scale = (high - low) / 255
+        zero = np.rint(-low / scale)
+        stored = np.clip(np.rint(values / scale) + zero, 0, 255)
+        return (((stored - zero) * scale - values) ** 2).sum()
+
+    seen = histogram(values)
+    extremes = (min(seen.low, 0.0), max(seen.high, 0.0))
+    low, high = estimate("mse", {"t": (seen.low, seen.high)}, {"t": seen})["t"]
+    assert extremes[0] <= low <= 0 <= high <= extremes[1]
+    counted = squared_error(low, high, seen.centers, seen.counts)
+    assert counted == pytest.approx(error(low, high), rel=0.15)  # the bins blur it a little
+    shares = np.linspace(1, 0.05, 39)
+    ends = [
+        (extremes[0] * a, extremes[1] * b)
+        for a in (shares if extremes[0] < 0 else [0.0])
+        for b in shares
+    ]
+    best = min(error(*pair) for pair in ends if pair[1] > pair[0])
+    assert error(low, high) <= 1.1 * best
+    assert error(low, high) <= 1.01 * error(*extremes)
+
+
+def test_clip_aware_ranges_change_no_output():
+    """Beyond what the readers tell apart: a sigmoid's input to 8, nothing else."""
+    from optkit.quantize import clip_aware
+
+    x = keras.Input((6,), name="x")
+    hidden = layers.Dense(5, name="hidden")(x)
+    gate = layers.Activation("sigmoid", name="gate")(hidden)
+    other = layers.Dense(5, name="other")(x)
+    both = layers.Activation("tanh", name="t")(other)
+    joined = layers.Concatenate(name="join")([gate, both, other])
+    model = keras.Model(x, layers.Dense(2, name="end")(joined))
+    model.get_layer("hidden").kernel.assign(20 * model.get_layer("hidden").kernel)
+    model.get_layer("other").kernel.assign(20 * model.get_layer("other").kernel)
+    file = float_file(model)
+    ranges = calibrate(file, samples_of(model, 30))
+    narrowed = clip_aware(file, ranges)
+    changed = {name for name in ranges if ranges[name] != narrowed[name]}
+    (place,) = of_layers(file, "hidden")
+    (name,) = file.operations[place].outputs
+    assert changed == {name}  # what `other` gives is read by a concatenation as well
+    assert ranges[name][1] > 8
+    assert ranges[name][0] < -8
+    assert narrowed[name] == (-8.0, 8.0)
+
+
+@pytest.mark.parametrize("kind", ["dense", "depthwise", "convolution"])
+def test_bias_correction_equals_the_formula(kind):
+    """b - E[(W_q - W) x], Nagel et al. (2019), section 4.2; the mean over samples and places."""
+    from optkit.quantize.bias import correct_biases, rounded_weights
+
+    layer, shape = {
+        "dense": (layers.Dense(6), (20,)),
+        "depthwise": (layers.DepthwiseConv2D(3, depth_multiplier=2), (9, 9, 4)),
+        "convolution": (layers.Conv2D(6, 1), (5, 5, 8)),
+    }[kind]
+    model = one_layer(layer, shape)
+    rng = np.random.default_rng(4)
+    kernel = layer.get_weights()[0]
+    # A few large weights, so that the rest are rounded coarsely and shift the mean.
+    kernel = kernel * np.where(rng.random(kernel.shape) < 0.1, 30, 1)
+    layer.set_weights([kernel, layer.get_weights()[1]])
+    x = (rng.normal(size=(64, *shape)) + 2).astype("f")  # far from zero on average
+
+    def samples():
+        return iter([x[i : i + 1]] for i in range(len(x)))
+
+    file = float_file(model)
+    bits = 4
+    corrected = correct_biases(file, samples, bits)
+    old = of_operator(file.content, 0)[2][3]
+    new = of_operator(corrected.content, 0)[2][3]
+    mean = x.astype(np.float64).reshape(-1, shape[-1]).mean(0)
+    if kind == "depthwise":
+        flat = kernel.reshape(9, -1)
+        scale = np.abs(flat).max(0) / 7
+        error = (np.rint(flat / scale) * scale - flat).sum(0)
+        shift = error * np.repeat(mean, 2)
+    else:
+        flat = kernel.reshape(-1, 6)
+        scale = np.abs(flat).max(0) / 7
+        shift = mean @ (np.rint(flat / scale) * scale - flat)
+    assert np.abs(shift).max() > 0.05
+    assert new == pytest.approx(old - shift, abs=1e-4)
+    # With the weights rounded, the outputs are nearer to the float ones on average.
+    stored = rounded_weights(kernel.reshape(-1, kernel.shape[-1]), 1, bits).reshape(kernel.shape)
+    if kind == "depthwise":
+        laid = kernel.reshape(9, -1)
+        stored = rounded_weights(laid, 1, bits).reshape(kernel.shape)
+    wanted = model.predict(x, verbose=0)
+    axes = tuple(range(wanted.ndim - 1))
+    off = []
+    for bias in (old, new):
+        layer.set_weights([stored, bias.ravel()])
+        off.append(np.abs((model.predict(x, verbose=0) - wanted).mean(axes)))
+    assert off[1].max() < 0.25 * off[0].max()
+
+
+def test_the_relative_error_is_that_of_the_formula():
+    from optkit.quantize.judge import relative_error
+
+    rng = np.random.default_rng(0)
+    wanted, found = rng.normal(3, 2, (50, 4)), rng.normal(3, 2, (50, 4))
+    expected = np.sqrt(((wanted - found) ** 2).mean()) / wanted.std()
+    assert relative_error(wanted, found) == pytest.approx(expected)
+    assert relative_error(wanted, wanted) == 0
+    assert relative_error(np.ones(3), np.full(3, 1.5)) == 0.5  # nothing to compare with
+
+
+# ------------------------------------------------------------------- searching for layers to keep
+
+
+def spoiled(*, tail=3):
+    """A model with one layer that 8 bits spoil, and inputs and targets.
+
+    Channel 0 of `start` is always 0 behind its ReLU, and `bad` takes it with weights a thousand
+    times those of the others: they cost nothing in float, and in 8 bits all other weights of `bad`
+    round to (nearly) nothing.
+    """
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 2)),
+            layers.Conv2D(6, 3, activation="relu", name="start"),
+            layers.Conv2D(8, 3, activation="relu", padding="same", name="bad"),
+            layers.Conv2D(8, 3, activation="relu", padding="same", name="good"),
+            layers.GlobalAveragePooling2D(name="pool"),
+            layers.Dense(tail, activation="softmax", name="out"),
+        ]
+    )
+    start, bad, out = (model.get_layer(name) for name in ("start", "bad", "out"))
+    bias = start.bias.numpy()
+    bias[0] = -100
+    start.bias.assign(bias)
+    kernel = bad.kernel.numpy()
+    kernel[:, :, 0] *= 300
+    bad.kernel.assign(kernel)
+    out.kernel.assign(40 * out.kernel)
+    x = np.random.default_rng(0).normal(size=(400, 6, 6, 2)).astype("f")
+    found = model.predict(x, verbose=0)
+    out.bias.assign(-np.median(np.log(found + 1e-9), axis=0))  # so that all classes occur
+    return model, x, model.predict(x, verbose=0).argmax(1)
+
+
+def search_run(model, x, y, **settings):
+    data = ok.Data(
+        train=(x[:200], y[:200]), validation=(x[200:300], y[200:300]), test=(x[300:], y[300:])
+    )
+    settings = {"ranges": "minmax", "repairs": "none", "keep_float": "auto"} | settings
+    return ok.Pipeline([ok.QuantizeINT8(60, **settings)]).run(model, data)
+
+
+def study(row, title):
+    (found,) = [item for item in row.studies if item.title == title]
+    return found.to_frame()
+
+
+def test_the_scan_finds_the_layer_that_is_bad_and_the_search_stops_at_the_budget():
+    model, x, y = spoiled()
+    plain = search_run(model, x, y, keep_float=None)
+    result = search_run(model, x, y, max_drop=0.05)
+    row = result.report.rows[0]
+    table = study(row, "Layers in float, one at a time")
+    assert table["layer in float"][0] == "bad"
+    assert set(table["layer in float"]) == {"start", "bad", "good", "pool", "out"}
+    assert table["output error"][0] < 0.3 * table["output error"][1:].min()
+    assert list(table["layer in float"][table["kept in float"]]) == ["bad"]
+    assert kinds_in_float(result) == ["CONV_2D"]
+    assert any("bad kept in float for a drop of" in note for note in row.notes)
+    assert result.report.final.accuracy > plain.report.final.accuracy + 0.05
+    assert np.ptp(table["error saved"] + table["output error"]) < 1e-6
+    # Within the budget from the start, nothing is returned.
+    easy = search_run(model, x, y, max_drop=1.0)
+    assert kinds_in_float(easy) == []
+    assert any("no layer in float for a drop of" in note for note in easy.report.rows[0].notes)
+
+
+def test_a_budget_that_cannot_be_met_is_said_and_the_best_is_returned():
+    """Inputs that 8 bits cannot hold: with all layers in float they still are rounded."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 6)).astype("f")
+    x[:, 5] *= 5000  # of no use to the model, and decides the scale of the input
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(8, activation="relu", name="one"),
+            layers.Dense(2, activation="softmax", name="two"),
+        ]
+    )
+    kernel = model.get_layer("one").kernel.numpy()
+    kernel[5] = 0
+    model.get_layer("one").kernel.assign(kernel)
+    y = model.predict(x, verbose=0).argmax(1)
+    result = search_run(model, x, y, max_drop=0.0)
+    row = result.report.rows[0]
+    (said,) = [note for note in row.notes if "THE BUDGET IS NOT MET" in note]
+    assert said.startswith("keep_float='auto': THE BUDGET IS NOT MET: the least drop found is ")
+    table = study(row, "Layers in float, one at a time")
+    least = float(said.partition("found is ")[2].partition(",")[0])
+    assert 0 < least <= 1 - table["accuracy"].max() + 1e-6
+    assert any("on the half of validation that the search did not see" in n for n in row.notes)
+    assert isinstance(result.artifact, ok.TFLiteArtifact)
+
+
+def test_what_is_searched_on_and_what_is_reported_share_no_sample(monkeypatch):
+    from optkit.passes import quantize_int8
+    from optkit.quantize.judge import Judge
+
+    model, x, y = spoiled()
+    searched, reported = [], []
+    whole, scored = Judge.__init__, quantize_int8.score
+
+    def watched(self, file, x, y, metric):
+        searched.append(x)
+        whole(self, file, x, y, metric)
+
+    def watched_score(artifact, split, *others):
+        reported.extend(batch for batch, _ in split.iterate())
+        return scored(artifact, split, *others)
+
+    monkeypatch.setattr(Judge, "__init__", watched)
+    monkeypatch.setattr(quantize_int8, "score", watched_score)
+    search_run(model, x, y, max_drop=0.02, search_samples=40)
+
+    def rows(arrays):
+        return {sample.tobytes() for array in arrays for sample in array}
+
+    validation = rows([x[200:300]])
+    assert len(rows(searched)) == 40
+    assert len(rows(reported)) == 50
+    assert not rows(searched) & rows(reported)
+    assert rows(searched) | rows(reported) <= validation
