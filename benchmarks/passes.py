@@ -61,6 +61,12 @@ def _cases() -> list[Case]:
         Case("Prune 0.5", of(prune(0.5))),
         Case("Prune 0.8", of(prune(0.8))),
         Case("Prune 0.9", of(prune(0.9))),
+        Case("QuantizeFloat16", of(ok.QuantizeFloat16)),
+        Case("QuantizeDynamic 8", of(ok.QuantizeDynamic)),
+        Case("QuantizeDynamic 4", of(lambda: ok.QuantizeDynamic(4))),
+        Case("QuantizeWeights 8", of(ok.QuantizeWeights)),
+        Case("QuantizeWeights 4", of(lambda: ok.QuantizeWeights(4))),
+        Case("QuantizeINT16x8", of(ok.QuantizeINT16x8)),
         Case("QuantizeINT8", of(ok.QuantizeINT8)),
     ]
 
@@ -113,14 +119,21 @@ def _transfer(seed: int) -> dict[str, Any]:
     return _figures(result, result.report.baseline)
 
 
-def measure(seeds: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
-    """Figures by case, one dict a seed."""
+def measure(seeds: Sequence[int], only: str = "") -> dict[str, list[dict[str, Any]]]:
+    """Figures by case, one dict a seed.
+
+    Args:
+        seeds: The seeds.
+        only: Words in the names of the cases to run, with those that they are held against.
+    """
     import tf_keras as keras
 
     from optkit.quickstart import build_model
     from optkit.testing import digits
 
-    cases = _cases()
+    chosen = [case for case in _cases() if only in case.name]
+    needed = {case.against for case in chosen} | {case.name for case in chosen}
+    cases = [case for case in _cases() if case.name in needed]
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in seeds:
         began = time.perf_counter()
@@ -133,7 +146,8 @@ def measure(seeds: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
             finals[case.name] = result.report.final
             before = finals[case.against] if case.against else result.report.baseline
             found.setdefault(case.name, []).append(_figures(result, before))
-        found.setdefault("TransferLearn (50 samples)", []).append(_transfer(seed))
+        if only in (name := "TransferLearn (50 samples)"):
+            found.setdefault(name, []).append(_transfer(seed))
         keras.backend.clear_session()
         print(f"seed {seed}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     return found
@@ -180,11 +194,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measures and prints the table; returns the exit status."""
     parser = common.parser(__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
+    parser.add_argument("--only", default="", help="words in the names of the cases to run")
     options = parser.parse_args(arguments)
     seeds = range(1 if options.quick else options.seeds)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-    found = measure(seeds)
+    found = measure(seeds, options.only)
     header = (
         "pass",
         "accuracy before, %",

@@ -60,6 +60,14 @@ SAMPLE = [
     ("frozen part", "BNReestimate", "tf_keras"),
     ("table", "FineTune", "keras"),
     ("stateful", "QuantizeINT8", "keras"),
+    ("outputs", "QuantizeFloat16", "keras"),
+    ("any size", "QuantizeFloat16", "tf_keras"),
+    ("LSTM", "QuantizeDynamic", "keras"),
+    ("strings", "QuantizeDynamic", "tf_keras"),
+    ("Conv3D", "QuantizeWeights", "tf_keras"),
+    ("any length", "QuantizeWeights", "keras"),
+    ("mixed precision", "QuantizeINT16x8", "keras"),
+    ("transposed", "QuantizeINT16x8", "tf_keras"),
 ]
 REST = [
     (kind, item, library)
