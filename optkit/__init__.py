@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from optkit.errors import PipelineError as PipelineError
     from optkit.goals import Goal as Goal
     from optkit.goals import Goals as Goals
+    from optkit.layerwise import LayerSensitivity as LayerSensitivity
+    from optkit.layerwise import Sensitivity as Sensitivity
+    from optkit.layerwise import sensitivity as sensitivity
     from optkit.learned import LearnedRanges as LearnedRanges
     from optkit.measuring import Device as Device
     from optkit.measuring import Measure as Measure
@@ -93,6 +96,7 @@ _HOME = {
     "KeepZeros": "constraint",
     "KerasArtifact": "artifact",
     "LabelSmooth": "passes.label_smooth",
+    "LayerSensitivity": "layerwise",
     "LearnedRanges": "learned",
     "Measure": "measuring",
     "Measurement": "measuring",
@@ -119,6 +123,7 @@ _HOME = {
     "Run": "workdir",
     "SWA": "passes.swa",
     "SavedModelArtifact": "artifact",
+    "Sensitivity": "layerwise",
     "Setting": "context",
     "State": "context",
     "Study": "study",
@@ -129,6 +134,7 @@ _HOME = {
     "load_model": "artifact",
     "measure": "measuring",
     "register_layer": "translate",
+    "sensitivity": "layerwise",
 }
 
 __all__ = [*_HOME, "__version__", "testing"]  # noqa: PLE0604 (names of this table)

@@ -58,6 +58,7 @@ ORDER = [
     "workdir",
     "entrance",
     "prepare",
+    "layerwise",
     "keep",
     "run",
     "ablation",

@@ -1,18 +1,43 @@
-"""Which layers to keep in float: each is tried by itself, then the best are taken together."""
+"""Which layers to keep in float: each is tried by itself, then the best are taken together.
+
+Each can also be looked at the other way round: quantized by itself, with all the others in float.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import copy
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+
+from optkit.flatbuffer import FLOAT32, buffer_of, packed, unpacked
+from optkit.quantize.calibrate import Ranges
+from optkit.quantize.floatfile import FloatFile
 from optkit.quantize.judge import Judge, Judgement
+from optkit.quantize.variant import engine_of, quantize
+from optkit.quantize.weights import _ALWAYS_8, _KERNELS, quantize_symmetric
 
-__all__ = ["Found", "Make", "Scanned", "scan", "search"]
+__all__ = [
+    "Found",
+    "Make",
+    "Rounded",
+    "Scanned",
+    "quantize_alone",
+    "round_alone",
+    "scan",
+    "search",
+]
 
 #: Makes a file in which the operators of these indices stay float.
 Make = Callable[[frozenset[int]], bytes]
 
 _TRIED_AGAIN = 8  # candidates that are looked at again after each choice
+
+#: Kernels by operator: where they stand among the inputs, and their axis of channels.
+_PLACES = {**_KERNELS, "GATHER": (0, 0)}
 
 
 @dataclass(frozen=True)
@@ -134,3 +159,109 @@ def search(
         scanned=scanned,
         start=start,
     )
+
+
+# ------------------------------------------------------------------------------- one layer by itself
+
+
+def quantize_alone(file: FloatFile, ranges: Ranges, operations: Collection[int]) -> bytes:
+    """A file in which some operators are quantized to 8 bits, and all others stay float.
+
+    Args:
+        file: The float file.
+        ranges: Ranges of its activations.
+        operations: Indices of the operators to quantize, weights and activations.
+
+    Returns:
+        The bytes of a file that takes and gives floats, the operators between a `QUANTIZE` and a
+        `DEQUANTIZE`.
+    """
+    chosen = tuple(file.operations[index] for index in sorted(operations))
+    # Of other ranges, TensorFlow's quantizer would have the inputs of the file rounded as well.
+    known = {name for item in chosen for name in (*item.inputs, *item.outputs)}
+    return quantize(
+        file,
+        {name: ends for name, ends in ranges.items() if name in known},
+        keep_float={item.index for item in file.operations} - set(operations),
+        io="float32",
+        engine=engine_of(dataclasses.replace(file, operations=chosen)),
+    )
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A file in which the weights of some operators were rounded.
+
+    Attributes:
+        content: The bytes of the file, its weights stored as floats.
+        bits: The fewest bits that weights were rounded to.
+        saved: Bytes that these weights would need less, stored as whole numbers.
+    """
+
+    content: bytes
+    bits: int
+    saved: int
+
+
+def round_alone(file: FloatFile, operations: Collection[int], bits: int) -> Rounded | None:
+    """Rounds the weights of some operators to the values that fewer bits hold.
+
+    Kernels have a symmetric scale a channel, tables of embeddings one a row. Those of depthwise
+    convolutions are rounded to 8 bits, as the quantizers of weights do.
+
+    Args:
+        file: The float file.
+        operations: Indices of the operators.
+        bits: 8 or 4.
+
+    Returns:
+        The file; ``None`` where the operators have no kernels.
+    """
+    model = unpacked(file.content)
+    graph = model.subgraphs[0]
+    fresh: dict[int, int] = {}  # an unrolled loop has many operators of one kernel
+    fewest, saved = 8, 0
+    for index in sorted(operations):
+        operator, kind = graph.operators[index], file.operations[index].kind
+        if (found := _kernel_of(operator, kind)) is None:
+            continue
+        place, axis = found
+        given = int(operator.inputs[place])
+        if given not in fresh:
+            values = _constant(model, graph.tensors[given])
+            if values is None:
+                continue
+            own = 8 if kind in _ALWAYS_8 else bits
+            numbers, scale = quantize_symmetric(values, own, axis % values.ndim)
+            along = [1] * values.ndim
+            along[axis] = -1
+            rounded = (numbers * scale.reshape(along)).astype(np.float32)
+            # Others may read the same constant, so it is not changed in place.
+            tensor = copy.copy(graph.tensors[given])
+            tensor.name = tensor.name + b"/rounded"
+            tensor.buffer = buffer_of(model, rounded.tobytes())
+            graph.tensors.append(tensor)
+            fresh[given] = len(graph.tensors) - 1
+            fewest = min(fewest, own)
+            saved += 4 * values.size - -(-values.size * own // 8)
+        inputs = np.array(operator.inputs, np.int32)
+        inputs[place] = fresh[given]
+        operator.inputs = inputs
+    return Rounded(packed(model, len(file.content)), fewest, saved) if fresh else None
+
+
+def _kernel_of(operator: Any, kind: str) -> tuple[int, int] | None:
+    """Where the kernel of an operator stands, if it may have one, and its axis of channels."""
+    if kind == "BATCH_MATMUL":
+        return 1, -2 if getattr(operator.builtinOptions, "adjY", False) else -1
+    return _PLACES.get(kind)
+
+
+def _constant(model: Any, tensor: Any) -> np.ndarray | None:
+    """The values of a float constant of rank two and above; ``None`` for other tensors."""
+    data = model.buffers[tensor.buffer].data
+    if tensor.type != FLOAT32 or data is None or not len(data):
+        return None
+    values = np.asarray(data, np.uint8).view(np.float32)
+    values = values.reshape([int(size) for size in tensor.shape])
+    return values if values.ndim > 1 and np.isfinite(values).all() else None

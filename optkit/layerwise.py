@@ -1,0 +1,886 @@
+"""`sensitivity`: what each layer by itself costs when it is quantized or pruned, before you choose."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from optkit import _validate
+from optkit.artifact import KerasArtifact, TFLiteArtifact
+from optkit.data import ArraySplit, Data, Split, batch_length, join_leaves, map_leaves
+from optkit.entrance import admit
+from optkit.errors import ArgumentTypeError, DataError, ModelError, PipelineError
+from optkit.flatbuffer import unpacked
+from optkit.lookups import split_lookups
+from optkit.measuring import Interval, Measure
+from optkit.measuring.statistics import paired_change, weighted_interval
+from optkit.metric import Metric
+from optkit.models import (
+    clone,
+    is_variable,
+    layers_by_path,
+    nested_models,
+    signature,
+    variables_by_path,
+)
+from optkit.passes.prune import Prune, smallest_out
+from optkit.prepare import Options, Prepared, prepare
+from optkit.progress import Progress, ProgressEvent
+from optkit.quantize.floatfile import FloatFile, float_file
+from optkit.quantize.int8 import _MOVES, ControlFlowError, Int8, Settings
+from optkit.quantize.judge import Judge, relative_error
+from optkit.quantize.repairs import fold_batch_norms
+from optkit.quantize.scan import quantize_alone, round_alone
+from optkit.quantize.select import groups, operations_of, resolve
+from optkit.quantize.sources import CalibrationSamples, check_input_shape, input_shapes
+from optkit.quantize.variant import float_operations
+from optkit.runtime import derive_seed, isolated
+from optkit.study import Chart, Study
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.axes import Axes
+
+__all__ = ["METHODS", "LayerSensitivity", "Sensitivity", "sensitivity"]
+
+#: What can be done to a layer.
+METHODS = ("int8", "int4", "prune")
+
+_AMOUNTS = (0.5, 0.7, 0.9)
+_BATCH = 64
+#: Operators that multiply, and the axes of their kernels that one value goes through.
+_PRODUCTS = {
+    "BATCH_MATMUL": (-2,),
+    "CONV_2D": (1, 2, 3),
+    "CONV_3D": (0, 1, 2, 3),
+    "DEPTHWISE_CONV_2D": (1, 2),
+    "FULLY_CONNECTED": (1,),
+    "TRANSPOSE_CONV": (0, 1, 2),
+}
+_LISTED = 6
+_TITLES = {
+    "int8": "Layers in 8 bits, one at a time",
+    "int4": "Layers with weights of 4 bits, one at a time",
+    "prune": "Layers pruned, one at a time",
+}
+
+
+@dataclass(frozen=True)
+class LayerSensitivity:
+    """What the model is worth with one layer treated and all the others as they were.
+
+    Attributes:
+        layer: Name of the layer, of one in a model within the model its path (``"inner/conv"``).
+        kind: Class of the layer.
+        amount: Share of its weights set to zero; ``None`` where it was not pruned.
+        bits: The fewest bits of its weights; ``None`` where it was pruned, and without weights.
+        error: Root mean square difference to the outputs of the float model, relative to their
+            spread; of several outputs the mean. 0 is no difference, 1 as wrong as the mean output.
+        score: The metric.
+        change: The metric against that of the float model, on the same samples.
+        change_ci: Its paired 95 % interval; ``None`` for a metric that is a figure of all samples.
+        bytes: Bytes of its weights in float32.
+        saved_bytes: Bytes of weights that the treatment saves. Zeros are counted as if they were
+            left out, which only a sparse or compressed file does.
+        operations: Multiplications of one sample that would run in integers; ``None`` for other
+            methods than ``"int8"``.
+    """
+
+    layer: str
+    kind: str
+    amount: float | None
+    bits: int | None
+    error: float
+    score: float
+    change: float
+    change_ci: Interval | None
+    bytes: int
+    saved_bytes: int
+    operations: int | None = None
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What `sensitivity` found.
+
+    Attributes:
+        method: What was done to the layers.
+        metric: Name of the metric.
+        higher_is_better: Whether more of it is better.
+        score: The metric of the float model.
+        samples: Number of samples that figures are of.
+        layers: A row for each layer (and amount), the most sensitive layer first.
+        notes: What the reader should know.
+    """
+
+    method: str
+    metric: str
+    higher_is_better: bool
+    score: float
+    samples: int
+    layers: tuple[LayerSensitivity, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The layers by output error, the most sensitive one first.
+
+        The names are those that ``QuantizeINT8(keep_float=…)`` and ``Prune(exclude=…, layers=…)``
+        take.
+        """
+        return tuple(dict.fromkeys(row.layer for row in self.layers))
+
+    def worst(self, count: int = 5) -> list[str]:
+        """The most sensitive layers, as ``keep_float=`` and ``exclude=`` take them.
+
+        Args:
+            count: How many, at least 1.
+
+        Example:
+            >>> import optkit as ok
+            >>> from optkit.testing import digits, small_model
+            >>> found = ok.sensitivity(small_model(), digits(200), "prune", amounts=[0.5])
+            >>> ok.Prune(0.5, exclude=found.worst(1)).exclude == [found.order[0]]
+            True
+        """
+        return list(self.order[: _validate.integer("count", count, minimum=1)])
+
+    @property
+    def study(self) -> Study:
+        """The table, a row a layer, with its chart."""
+        if self.method == "prune":
+            return self._study_of_amounts()
+        columns = ["layer", "kind", "output error", self.metric, "change", "95 %", "bytes", "saved"]
+        some = [row.operations for row in self.layers]
+        with_bits = self.method == "int4"
+        if with_bits:
+            columns.insert(2, "bits")
+        elif any(some):
+            columns.append("mult.")
+        rows: list[tuple[Any, ...]] = []
+        for row in self.layers:
+            cells: list[Any] = [row.layer, row.kind, row.error, row.score, row.change]
+            cells += [_between(row.change_ci), row.bytes, row.saved_bytes]
+            if with_bits:
+                cells.insert(2, row.bits)
+            elif any(some):
+                cells.append(row.operations)
+            rows.append(tuple(cells))
+        return Study(
+            _TITLES[self.method],
+            tuple(columns),
+            tuple(rows),
+            notes=self._told(),
+            chart=Chart("bar", x="layer", y=("output error",)),
+        )
+
+    def _study_of_amounts(self) -> Study:
+        amounts = sorted({row.amount for row in self.layers if row.amount is not None})
+        errors = tuple(f"error at {amount:g}" for amount in amounts)
+        scores = tuple(f"{self.metric} at {amount:g}" for amount in amounts)
+        found = {(row.layer, row.amount): row for row in self.layers}
+        rows: list[tuple[Any, ...]] = []
+        for layer in self.order:
+            own = [found[layer, amount] for amount in amounts]
+            rows.append(
+                (
+                    layer,
+                    own[0].kind,
+                    own[0].bytes,
+                    *(row.error for row in own),
+                    *(row.score for row in own),
+                )
+            )
+        return Study(
+            _TITLES[self.method],
+            ("layer", "kind", "bytes", *errors, *scores),
+            tuple(rows),
+            notes=self._told(),
+            chart=Chart("bar", x="layer", y=errors),
+        )
+
+    def _told(self) -> tuple[str, ...]:
+        said = (
+            f"on {self.samples} samples of validation; {self.metric} of the float model "
+            f"{self.score:.4g}"
+        )
+        return (said, *self.notes)
+
+    def __str__(self) -> str:
+        return str(self.study)
+
+    def __repr__(self) -> str:
+        return f"Sensitivity({self.method!r}, {len(self.order)} layers)"
+
+    def _repr_html_(self) -> str:
+        return self.study._repr_html_()
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A tidy ``pandas.DataFrame``, a row a layer (and amount)."""
+        import pandas
+
+        records = []
+        for row in self.layers:
+            values = dataclasses.asdict(row)
+            low, high = values.pop("change_ci") or (None, None)
+            records.append(values | {"change_low": low, "change_high": high})
+        return pandas.DataFrame.from_records(records)
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Axes:
+        """The output error of every layer, as bars.
+
+        Args:
+            path: Where to save the picture; the suffix (``.png``, ``.svg``, ``.pdf``) says how.
+
+        Returns:
+            The matplotlib ``Axes``.
+        """
+        return self.study.plot(path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """What `to_dict` gave, also after a round trip through JSON."""
+        rows = []
+        for row in values["layers"]:
+            interval = row["change_ci"]
+            rows.append(
+                LayerSensitivity(
+                    **{**row, "change_ci": None if interval is None else tuple(interval)}
+                )
+            )
+        return cls(**{**values, "layers": tuple(rows), "notes": tuple(values["notes"])})
+
+
+def sensitivity(
+    model: Any,
+    data: Any,
+    method: str = "int8",
+    *,
+    metric: Any = None,
+    measure: Measure | None = None,
+    loss: Any = None,
+    samples: int = 512,
+    layers: Sequence[Any] | None = None,
+    amounts: Sequence[float] = _AMOUNTS,
+    calibration_samples: int = 200,
+    seed: int = 0,
+    input_shape: tuple[int, ...] | list[int] | dict[str, Any] | None = None,
+    progress: bool | Callable[[ProgressEvent], Any] | None = None,
+) -> Sensitivity:
+    """Treats each layer by itself, and says how far the outputs move and what the metric loses.
+
+    For those who want to look before they choose: which layers to keep in float, which to prune
+    less. Everything but the layer stays in float and as it was. Figures are of ``validation``
+    (cut from ``train`` where there is none); ``test`` is not looked at. The model, the data and
+    the global settings of the process stay as they are.
+
+    Args:
+        model: A Keras model, of tf_keras or of Keras 3, built in whatever way, or the path of a
+            file that holds one.
+        data: `Data` with ``validation`` or ``train``, or ``(x, y)`` or ``(x, y, sample weights)`` of
+            arrays, which are taken for ``validation``.
+        method: ``"int8"``: weights and activations of the layer in 8 bits, as `QuantizeINT8` would
+            have them with ranges from the lowest to the highest value. ``"int4"``: its weights
+            rounded to 4 bits, as `QuantizeWeights` would. ``"prune"``: the smallest of its weights
+            set to zero, as `Prune` would, without the training that lets the others adapt.
+        metric: What to measure, as in `Measure`; ``None`` for the compiled metric, else the one for
+            the task.
+        measure: In place of ``metric``, a `Measure`; of its settings those of the metric count.
+        loss: A loss as ``compile`` takes it, where what the model is for does not follow from its
+            outputs and the targets.
+        samples: Samples to compare on, at most; at least 1.
+        layers: Which layers to look at: names of layers, paths of layers within models, names of
+            models within the model, classes of layers or their names; ``None`` for all. What
+            converting fuses is looked at together, under the layer with the weights.
+        amounts: For ``"prune"``, the shares of weights to set to zero, each in ``(0, 1)``.
+        calibration_samples: For ``"int8"``, samples to measure ranges on, at least 1.
+        seed: Seed of what is drawn, in ``[0, 2**31)``.
+        input_shape: Shape of one input without the batch, for a model that leaves sizes open, as in
+            `QuantizeINT8`; ``None`` for that of the samples.
+        progress: ``None`` for a bar where a person watches, ``True`` or ``False`` for always or
+            never, or a function of one `ProgressEvent`.
+
+    Returns:
+        A row for each layer, the most sensitive first; ``print`` shows the table.
+
+    Raises:
+        PipelineError: For arguments that cannot be meant; `DataError` and `ModelError`, which are
+            kinds of it, where the fault lies there.
+        OptkitError: If the model does not convert.
+
+    Example:
+        >>> import optkit as ok
+        >>> from optkit.testing import digits, small_model
+        >>> found = ok.sensitivity(small_model(), digits(200), "int8")
+        >>> sorted(found.order)
+        ['classes', 'conv', 'pool']
+        >>> ok.QuantizeINT8(keep_float=found.worst(1)).keep_float == [found.order[0]]
+        True
+    """
+    _validate.one_of("method", method, METHODS)
+    measure = _measure(metric, measure)
+    _validate.integer("samples", samples, minimum=1)
+    _check_layers(layers)
+    shares = _amounts(method, amounts)
+    _validate.integer("calibration_samples", calibration_samples, minimum=1)
+    _validate.integer("seed", seed, minimum=0, maximum=2**31 - 1)
+    check_input_shape(input_shape)
+    shown = _without_test(data)
+    with isolated(derive_seed(seed, "sensitivity")):
+        admitted = admit(_require_layers(model), shown)
+        if admitted.model is None:
+            raise ModelError(
+                "What came in is a traced graph without layers, and there is nothing to tell apart "
+                "in it. Load the model from a file that Keras saved."
+            )
+        prepared = prepare((), admitted, shown, loss, Options(seed=seed, measure=measure))
+        _require_weights(admitted.model)
+        judged_on = _taken(prepared, samples, seed)
+        look = _Look(
+            prepared,
+            judged_on,
+            layers,
+            calibration_samples=calibration_samples,
+            seed=seed,
+            input_shape=input_shape,
+        )
+        scan = look.pruned(shares) if method == "prune" else look.quantized(method)
+        with Progress(progress, scan.steps) as shown_progress:
+            rows = []
+            for number, row in enumerate(scan.rows, start=1):
+                rows.append(row)
+                shown_progress.send(
+                    "measured",
+                    number,
+                    row.layer,
+                    figures={"output error": row.error, prepared.metric.name: row.score},
+                )
+        if not rows:
+            raise PipelineError(
+                f"Nothing in model {admitted.model.name!r} is left to look at with the method "
+                f"{method!r}: {'; '.join(look.notes) or 'no layer computes anything'}."
+            )
+        return Sensitivity(
+            method=method,
+            metric=prepared.metric.name,
+            higher_is_better=prepared.metric.higher_is_better,
+            score=scan.scorer.float,
+            samples=judged_on.count,
+            layers=_ranked(rows),
+            notes=(_ERROR, *look.notes, *admitted.notes, *prepared.data.notes),
+        )
+
+
+_ERROR = (
+    "output error: root mean square difference to the float model, relative to the spread of its "
+    "outputs"
+)
+
+
+# --------------------------------------------------------------------------------------- arguments
+
+
+def _measure(metric: Any, measure: Any) -> Measure:
+    if measure is None:
+        return Measure(metric=metric)
+    if not isinstance(measure, Measure):
+        raise ArgumentTypeError(
+            "`measure` must be an `optkit.Measure`, such as `Measure(metric='mae')`. Received: "
+            f"{measure!r} (of type {type(measure).__name__})."
+        )
+    if metric is not None:
+        raise PipelineError(
+            f"The metric is given twice. Received: `metric={metric!r}` and `measure={measure!r}`. "
+            "Leave one of them out."
+        )
+    return measure
+
+
+def _check_layers(layers: Any) -> None:
+    if layers is None:
+        return
+    if not isinstance(layers, list | tuple) or not layers:
+        raise ArgumentTypeError(
+            "`layers` must be a list of names or classes of layers, at least one, or None for all. "
+            f"Received: {layers!r}."
+        )
+    for item in layers:
+        if not isinstance(item, str | type) or not item:
+            raise ArgumentTypeError(
+                f"`layers` must hold names or classes of layers. Received: {item!r}."
+            )
+
+
+def _amounts(method: str, amounts: Any) -> tuple[float, ...]:
+    if isinstance(amounts, str) or not isinstance(amounts, Sequence):
+        raise ArgumentTypeError(
+            f"`amounts` must be a list of shares, such as (0.5, 0.9). Received: {amounts!r}."
+        )
+    found = {
+        _validate.number(f"amounts[{i}]", amount, minimum=0, maximum=1, exclusive="min max")
+        for i, amount in enumerate(amounts)
+    }
+    if not found:
+        raise PipelineError("`amounts` must hold at least one share. Received: none.")
+    if method != "prune" and tuple(amounts) != _AMOUNTS:
+        raise PipelineError(
+            f"`amounts` are shares of weights to prune, and the method is {method!r}. Leave them "
+            "out, or pass `method='prune'`."
+        )
+    return tuple(sorted(found))
+
+
+def _without_test(data: Any) -> Data:
+    """The data without ``test``, which must have no say in what is chosen."""
+    if isinstance(data, tuple) and len(data) in (2, 3):
+        return Data(validation=data)
+    if not isinstance(data, Data):
+        raise ArgumentTypeError(
+            "`data` must be an `optkit.Data`, such as `Data(validation=(x, y))`, or a pair (x, y) of "
+            f"arrays. Received: {type(data).__name__}."
+        )
+    if data.validation is None and data.train is None:
+        raise DataError(
+            "Sensitivity is measured on `validation`, which is cut from `train` where it is missing, "
+            "and data has neither. What is chosen by `test` would be reported too well on it: give "
+            "other samples as `validation`."
+        )
+    shown = copy.copy(data)
+    shown.test = None
+    return shown
+
+
+def _require_layers(model: Any) -> Any:
+    """Refuses files of LiteRT's, whose layers are gone."""
+    path = model if isinstance(model, str | os.PathLike) else None
+    if isinstance(model, TFLiteArtifact) or (path is not None and _is_tflite(path)):
+        raise ModelError(
+            f"`model` is a converted file ({path or repr(model)}), whose layers cannot be treated "
+            "one at a time any more. Give the Keras model that it was made of."
+        )
+    return model
+
+
+def _is_tflite(path: str | os.PathLike[str]) -> bool:
+    if not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        return file.read(8)[4:] == b"TFL3"
+
+
+def _require_weights(model: Any) -> None:
+    if not any(is_variable(weight) and len(weight.shape) > 1 for weight in model.weights):
+        raise ModelError(
+            f"Model {model.name!r} has no weights of two and more dimensions, so there is nothing to "
+            "quantize or prune in it."
+        )
+
+
+# ----------------------------------------------------------------------------------------- samples
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """The samples that figures are of, in memory."""
+
+    x: Any
+    y: Any
+    weights: Any
+    count: int
+
+
+def _taken(prepared: Prepared, samples: int, seed: int) -> _Taken:
+    """Samples of validation, drawn with the shares of the classes kept where that can be done."""
+    split = prepared.data.validation
+    if split is None:
+        raise DataError("There is no `validation` split to measure on.")
+    if isinstance(split, ArraySplit) and split.samples is not None and split.samples > samples:
+        # A split may be sorted by class, so the first samples will not do.
+        task = prepared.task
+        classes = [n for n, part in task.each.items() if part.kind in ("multiclass", "binary")]
+        stratify = classes[0] if classes and task.parts else bool(classes)
+        draw = derive_seed(seed, "sensitivity samples")
+        _, split, _ = split.cut(samples / split.samples, draw, stratify)
+    batches = list(_alike(split, samples))
+    x, y = (join_leaves([batch[part] for batch in batches]) for part in (0, 1))
+    weights = None if batches[0][2] is None else join_leaves([batch[2] for batch in batches])
+    x, y = (map_leaves(lambda leaf: leaf[:samples], part) for part in (x, y))
+    if weights is not None:
+        weights = map_leaves(lambda leaf: leaf[:samples], weights)
+    return _Taken(x, y, weights, batch_length(x))
+
+
+def _alike(split: Split, count: int) -> Iterator[tuple[Any, Any, Any]]:
+    """Batches up to so many samples, as long as they are of one shape."""
+    shapes = None
+    for x, y, weights in split.iterate_weighted():
+        own = [np.shape(leaf)[1:] for part in (x, y) for leaf in _leaves(part)]
+        if shapes not in (None, own):
+            return
+        shapes = own
+        yield x, y, weights
+        count -= batch_length(x)
+        if count <= 0:
+            return
+
+
+def _leaves(part: Any) -> list[Any]:
+    if isinstance(part, dict):
+        return list(part.values())
+    return list(part) if isinstance(part, tuple) else [part]
+
+
+class _Scorer:
+    """Says what outputs are worth beside those of the float model.
+
+    Args:
+        metric: The metric.
+        taken: The samples, with their targets.
+        wanted: The outputs of the float model by name; of the only one under ``""``.
+    """
+
+    def __init__(self, metric: Metric, taken: _Taken, wanted: Mapping[str, np.ndarray]):
+        self._name = metric.output if metric.parts else ""
+        self._metric = metric.each[self._name]
+        self._y = taken.y[self._name] if metric.parts else taken.y
+        self._weights = None
+        if metric.weighted and taken.weights is not None:
+            weights = taken.weights
+            own = weights.get(self._name) if isinstance(weights, dict) else weights
+            self._weights = np.asarray(own, np.float64).reshape(-1)
+        self._wanted = wanted
+        self.float, self._values = self._score(wanted)
+
+    def _score(self, outputs: Mapping[str, np.ndarray]) -> tuple[float, np.ndarray | None]:
+        found = outputs[self._name] if self._name else next(iter(outputs.values()))
+        metric = self._metric
+        if metric.per_sample is None:
+            if metric.whole is None:
+                raise PipelineError(f"The metric {metric.name!r} cannot be computed on samples.")
+            return float(metric.whole(self._y, found)), None
+        values = np.asarray(metric.per_sample(self._y, found), np.float64)
+        return float(np.average(values, weights=self._weights)), values
+
+    def __call__(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Output error, metric, and its change with the paired interval where that is cheap."""
+        errors = [relative_error(self._wanted[name], found) for name, found in outputs.items()]
+        score, values = self._score(outputs)
+        interval = None
+        if values is not None and self._values is not None:
+            if self._weights is None:
+                interval = paired_change(self._values, values)[1]
+            else:
+                interval = weighted_interval(values - self._values, self._weights)
+        return {
+            "error": float(np.mean(errors)),
+            "score": score,
+            "change": score - self.float,
+            "change_ci": interval,
+        }
+
+
+def _ranked(rows: list[LayerSensitivity]) -> tuple[LayerSensitivity, ...]:
+    """The layers by the mean of their errors, the largest first; amounts in their order."""
+    # By error and not by metric: on a few hundred samples that moves by chance.
+    errors: dict[str, list[float]] = {}
+    for row in rows:
+        errors.setdefault(row.layer, []).append(row.error if math.isfinite(row.error) else math.inf)
+    place = sorted(errors, key=lambda layer: -float(np.mean(errors[layer])))
+    return tuple(sorted(rows, key=lambda row: (place.index(row.layer), row.amount or 0)))
+
+
+def _between(interval: Interval | None) -> str | None:
+    return None if interval is None else f"{interval[0]:+.3g} to {interval[1]:+.3g}"
+
+
+# ------------------------------------------------------------------------------------------ scans
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """A scan under way: how many rows it will give, and the rows."""
+
+    steps: int
+    rows: Iterator[LayerSensitivity]
+    scorer: _Scorer
+
+
+class _Look:
+    """Treats the layers of one model.
+
+    Args:
+        prepared: Model, data and metric.
+        taken: The samples to compare on.
+        layers: The layers that were asked for.
+        calibration_samples: Samples to measure ranges on.
+        seed: Seed of what is drawn.
+        input_shape: As given.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        taken: _Taken,
+        layers: Sequence[Any] | None,
+        *,
+        calibration_samples: int,
+        seed: int,
+        input_shape: Any,
+    ):
+        self.model = prepared.admitted.model
+        self.prepared, self.taken, self.seed = prepared, taken, seed
+        self.calibration_samples = calibration_samples
+        self.input_shape = input_shape
+        self.kinds = {
+            path: type(layer).__name__ for path, layer in layers_by_path(self.model).items()
+        }
+        self.named = layers
+        self.wanted = None if layers is None else self._resolved(layers)
+        self.notes: list[str] = []
+
+    def _resolved(self, layers: Sequence[Any]) -> frozenset[str]:
+        try:
+            return resolve(layers, self.kinds, nested_models(self.model), str(self.model.name))
+        except PipelineError as error:  # which speaks of the argument of a pass
+            raise PipelineError(str(error).replace("`keep_float`", "`layers`")) from None
+
+    def _left_out(self, names: Sequence[str], why: str) -> None:
+        if names:
+            more = f", … ({len(names)} in all)" if len(names) > _LISTED else ""
+            self.notes.append(f"not listed, {why}: {', '.join(names[:_LISTED])}{more}")
+
+    # ------------------------------------------------------------------------------------ quantized
+
+    def quantized(self, method: str) -> _Scan:
+        """Each layer in 8 bits, or with its weights in 4, by itself."""
+        shapes = self._shapes()
+        back: dict[str, str] = {}
+        if method == "int8":
+            # What `QuantizeINT8` does before all else, and what changes no float output.
+            folded = fold_batch_norms(self.model)
+            back = {name: path for path, name in folded.names.items()}
+            work = self._calibrated(folded.model, shapes)
+            file, ranges = work.final.file, work.final.ranges
+            self.notes += [f"batch norm: {', '.join(folded.done)}"] * bool(folded.done)
+            self.notes += work.notes
+        else:
+            file, ranges = float_file(self.model, shapes), {}
+            self.notes += file.notes
+        judge = Judge(file, self.taken.x, None, self.prepared.metric)
+        scorer = _Scorer(self.prepared.metric, self.taken, judge.wanted)
+        found = self._groups(file, back)
+        facts = _Facts(file)
+
+        def rows() -> Iterator[LayerSensitivity]:
+            untouched = []
+            for layer, operations in found.items():
+                if method == "int8":
+                    content = quantize_alone(file, ranges, operations)
+                    saved, bits = (
+                        facts.saved(content),
+                        8 if facts.weight_bytes(operations) else None,
+                    )
+                    treated = facts.treated(content)
+                else:
+                    rounded = round_alone(file, operations, 4)
+                    treated = rounded is not None
+                    if rounded is not None:
+                        content, saved, bits = rounded.content, rounded.saved, rounded.bits
+                if not treated:
+                    untouched.append(layer)
+                    continue
+                yield LayerSensitivity(
+                    layer=layer,
+                    kind=self.kinds.get(layer, file.kinds.get(layer, "")),
+                    amount=None,
+                    bits=bits,
+                    **scorer(judge.run(content)),
+                    bytes=facts.weight_bytes(operations),
+                    saved_bytes=saved,
+                    operations=facts.multiplications(operations) if method == "int8" else None,
+                )
+            why = "as no quantizer treats them" if method == "int8" else "as they have no kernels"
+            self._left_out(untouched, why)
+
+        return _Scan(len(found), rows(), scorer)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the file's inputs that the model leaves open."""
+        described = self.prepared.admitted.signature
+        split = split_lookups(self.model)
+        if split is not None:
+            return input_shapes(self.input_shape, signature(split.rest), required="The file")
+        opened = {info.name for info in described.variable_inputs}
+        given = input_shapes(self.input_shape, described, required=None)
+        if missing := sorted(opened - set(given)):
+            x = self.taken.x
+            named = x if isinstance(x, dict) else {described.inputs[0].name: x}
+            if isinstance(x, tuple):
+                named = dict(zip((info.name for info in described.inputs), x, strict=True))
+            fresh = {name: tuple(np.shape(named[name])[1:]) for name in missing}
+            told = ", ".join(f"{name} {shape}" for name, shape in fresh.items())
+            self.notes.append(f"inputs of open shape are those of the samples: {told}")
+            given |= fresh
+        return given
+
+    def _calibrated(self, model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Int8:
+        """The float file and its ranges, as `QuantizeINT8` has them."""
+        samples = CalibrationSamples(
+            self.prepared.data.calibration_split(),
+            self.prepared.admitted.signature,
+            self.calibration_samples,
+            derive_seed(self.seed, "calibration"),
+            {} if split_lookups(model) is not None else shapes,
+        )
+        work = Int8(
+            model,
+            samples,
+            Settings(io="float32", ranges="minmax", repairs=("clip",), input_shapes=shapes),
+        )
+        try:
+            work.make()
+        except ControlFlowError as error:
+            raise ModelError(
+                f"Loops or branches are left in the float file of model {self.model.name!r}, and "
+                "what stands in them cannot be quantized one layer at a time. Write the loop of "
+                "your own layer without TensorFlow's control flow, or look at it with the method "
+                "'prune'."
+            ) from error
+        self.notes += samples.notes()
+        return work
+
+    def _groups(self, file: FloatFile, back: Mapping[str, str]) -> dict[str, frozenset[int]]:
+        """The operators of each layer that was asked for, by its name in the model that came in."""
+        wanted = None
+        if self.wanted is not None:
+            names = {path: name for name, path in back.items()}
+            wanted = operations_of(file, {names.get(path, path) for path in self.wanted})
+        found, unnamed, moving = {}, [], []
+        for name, operations in groups(file).items():
+            kinds = {file.operations[index].kind for index in operations}
+            if wanted is not None and not wanted & operations:
+                continue
+            if name not in file.kinds:
+                unnamed += sorted(kinds - _MOVES)
+            elif kinds <= _MOVES:
+                moving.append(back.get(name, name))
+            else:
+                found[back.get(name, name)] = operations
+        self._left_out(unnamed, "as they belong to no layer")
+        if wanted is not None:
+            self._left_out(moving, "as they only move numbers")
+        return found
+
+    # --------------------------------------------------------------------------------------- pruned
+
+    def pruned(self, amounts: Sequence[float]) -> _Scan:
+        """Each layer without the smallest of its weights, by itself."""
+        targets = self._prunable()
+        twin = clone(self.model)
+        variables = variables_by_path(twin)
+        artifact = KerasArtifact(twin)
+
+        def outputs() -> dict[str, np.ndarray]:
+            found = artifact.predict(self.taken.x, _BATCH)
+            return found if isinstance(found, dict) else {"": found}
+
+        scorer = _Scorer(self.prepared.metric, self.taken, outputs())
+
+        def rows() -> Iterator[LayerSensitivity]:
+            for layer, paths in targets.items():
+                kernels = [variables[path] for path in paths]
+                before = [kernel.numpy() for kernel in kernels]
+                for amount in amounts:
+                    zeros = 0
+                    for kernel, values in zip(kernels, before, strict=True):
+                        kept = smallest_out(values, amount)
+                        kernel.assign(np.where(kept, values, 0))
+                        zeros += 4 * (values.size - np.count_nonzero(kept))
+                    yield LayerSensitivity(
+                        layer=layer,
+                        kind=self.kinds[layer],
+                        amount=amount,
+                        bits=None,
+                        **scorer(outputs()),
+                        bytes=sum(4 * values.size for values in before),
+                        saved_bytes=zeros,
+                    )
+                for kernel, values in zip(kernels, before, strict=True):
+                    kernel.assign(values)
+
+        self.notes.append(
+            "without the training that lets the other weights adapt; zeros make only compressed or "
+            "sparse files smaller"
+        )
+        return _Scan(len(targets) * len(amounts), rows(), scorer)
+
+    def _prunable(self) -> dict[str, list[str]]:
+        """Paths of the kernels by layer, those that `Prune` would take."""
+        exact = [name for name in self.named or () if isinstance(name, str) and name in self.kinds]
+        targets = Prune(0.5, layers=dict.fromkeys(exact, 0.5))._targets(self.model)
+        found = {
+            layer: paths
+            for layer, (_, paths) in targets.items()
+            if self.wanted is None or layer in self.wanted
+        }
+        if not found:
+            raise PipelineError(
+                f"None of the layers that `layers` names has weights that `Prune` would take. "
+                f"Received: {list(self.named or ())}. It would take those of {', '.join(targets)}."
+            )
+        return found
+
+
+class _Facts:
+    """What is known of the operators of a float file."""
+
+    def __init__(self, file: FloatFile):
+        self._file = file
+        artifact = TFLiteArtifact(file.content)
+        self._bytes = {item.name: item.bytes for item in artifact.layers()}
+        self._graph = unpacked(file.content).subgraphs[0]
+        self._floats = len(float_operations(file.content))
+
+    def weight_bytes(self, operations: frozenset[int]) -> int:
+        """Bytes of their weights."""
+        names = {self._file.operations[index].outputs[0] for index in operations}
+        return sum(self._bytes.get(name, 0) for name in names)
+
+    def saved(self, content: bytes) -> int:
+        """Bytes of weights that another file of the model has less."""
+        own = sum(item.bytes for item in TFLiteArtifact(content).layers())
+        return max(0, sum(self._bytes.values()) - own)
+
+    def treated(self, content: bytes) -> bool:
+        """Whether an operator computes in integers in another file of the model."""
+        return len(float_operations(content)) < self._floats
+
+    def multiplications(self, operations: frozenset[int]) -> int:
+        """Multiplications of one sample in their convolutions and matrix products."""
+        return sum(self._of_one(index) for index in operations)
+
+    def _of_one(self, index: int) -> int:
+        operator, kind = self._graph.operators[index], self._file.operations[index].kind
+        if kind not in _PRODUCTS:
+            return 0
+
+        def shape(tensor: int) -> list[int]:
+            found = self._graph.tensors[int(tensor)].shape
+            return [] if found is None else [int(size) for size in found]
+
+        # An open batch stands as 1. Each value that comes out is a sum over a part of the kernel;
+        # of a transposed convolution, each that goes in is spread over one.
+        kernel = shape(operator.inputs[1])
+        values = shape(operator.inputs[2] if kind == "TRANSPOSE_CONV" else operator.outputs[0])
+        return math.prod(values) * math.prod(kernel[place] for place in _PRODUCTS[kind])
