@@ -452,7 +452,7 @@ def _draw_points(
 ) -> None:
     column = study.columns.index(chart.x)
     values = [row[column] for row in rows]
-    along = _figures(rows, column) if all(map(_is_figure, values)) else None
+    along = _figures(rows, column) if study.of_figures(column) else None
     places = {i: float(i) for i in range(len(rows))} if along is None else along
     for number, (name, found) in enumerate(zip(chart.y, series, strict=True)):
         colour, marker = SHAPES[number % len(SHAPES)]

@@ -264,6 +264,15 @@ def test_points_stand_where_their_figures_say(kind):
     assert axes.get_xlabel() == "samples"
 
 
+def test_rows_without_a_place_along_the_axis_are_left_out():
+    rows = [(10, 0.5), (None, 0.7), (30, None)]
+    study = ok.Study(
+        "a", ("size", "accuracy"), rows, chart=ok.Chart("scatter", "size", ("accuracy",))
+    )
+    (points,) = study.plot().lines
+    assert (list(points.get_xdata()), list(points.get_ydata())) == ([10], [0.5])
+
+
 def test_names_along_the_axis_and_two_series():
     chart = ok.Chart("line", "layer", ("error", "accuracy"))
     axes = scan(chart=chart).plot()

@@ -40,6 +40,7 @@ __all__ = ["comparison_html", "to_html"]
 _CLASSES = 20  # rows of the table of classes at most
 _LAYERS = 400  # rows of a table of layers at most
 _ROWS = 400  # rows of a study at most
+_LONG = 24  # characters up to which a text stands on one line
 _OPEN = 12  # rows of a study up to which it is unfolded
 
 
@@ -256,16 +257,17 @@ def _study(title: str, study: Study, picture: str) -> dict[str, Any]:
         draw_study(study, figure.subplots())
         plot = svg(figure, picture)
     rows, more = study.telling(_ROWS)
+    sides = [_side(study, i) for i in range(len(study.columns))]
     return {
         "title": title,
         "count": len(study.rows),
         "open": len(study.rows) <= _OPEN,
         "plot": plot,
-        "columns": [(name, _side(study, i)) for i, name in enumerate(study.columns)],
+        "columns": list(zip(study.columns, sides, strict=True)),
         "rows": [
             {
                 "marked": study.marked(row),
-                "cells": [(cell_text(value), _side(study, i)) for i, value in enumerate(row)],
+                "cells": list(zip(map(cell_text, row), sides, strict=True)),
             }
             for row in rows
         ],
@@ -275,8 +277,11 @@ def _study(title: str, study: Study, picture: str) -> dict[str, Any]:
 
 
 def _side(study: Study, column: int) -> str:
-    """The class of a cell: figures stand to the right, below each other."""
-    return "" if study.of_figures(column) else "text"
+    """The class of a cell: figures stand to the right, below each other; sentences get room."""
+    if study.of_figures(column):
+        return ""
+    longest = max((len(cell_text(row[column])) for row in study.rows), default=0)
+    return "text long" if longest > _LONG else "text"
 
 
 def _pipeline(report: Report) -> str | None:
