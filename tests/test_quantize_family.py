@@ -44,7 +44,7 @@ def _dense() -> keras.Model:
 def _convolutions() -> keras.Model:
     image = keras.Input((12, 12, 16), name="image")
     x = layers.Conv2D(32, 3, name="conv", activation="relu")(image)
-    x = layers.DepthwiseConv2D(3, name="depth")(x)
+    x = layers.DepthwiseConv2D(5, name="depth")(x)
     x = layers.Conv2DTranspose(16, 3, name="turned")(x)
     return _seeded(keras.Model(image, layers.Dense(10, name="classes")(layers.Flatten()(x))))
 
@@ -275,6 +275,18 @@ def test_sizes_above_a_million_parameters(bits, most, computes):
     assert ok.TFLiteArtifact(after).parameters >= 784 * 1024
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_kernels_of_few_values_are_smaller_as_float16(bits):
+    image = keras.Input((12, 12, 64), name="image")
+    model = _seeded(keras.Model(image, layers.DepthwiseConv2D(3, name="depth")(image)))
+    stored = store_weights(convert(model).artifact.content, bits)
+    assert stored.kinds == {"float16": {"DEPTHWISE_CONV_2D": 1}}
+    x = _inputs(model)
+    expected = _twin(model, 16).predict(x, verbose=0)
+    found = ok.TFLiteArtifact(stored.content).predict(x)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 # --------------------------------------------------------------------------------- dynamic range
 
 
@@ -473,7 +485,7 @@ def test_notes_say_what_is_stored_how_and_what_stays(data):
     (row,) = ok.Pipeline([ok.QuantizeDynamic(4)]).run(model, data, measure=QUIET).report.rows
     text = "; ".join(row.notes)
     assert re.search(r"values in weights, stored .* % as int4.*; the rest stays float32", text)
-    assert "kept at 8 bits: 1 DEPTHWISE_CONV_2D" in text
+    assert "or as they are no kernels: 1 DEPTHWISE_CONV_2D" in text
     assert "are missing or slower: 1 DEPTHWISE_CONV_2D" in text
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from optkit.artifact import Artifact, GraphArtifact, TFLiteArtifact
 from optkit.base import ConvertPass
 from optkit.context import Context, Setting
-from optkit.quantize.stored import check_bits, check_stored, convert_stored, in_words, review_file
+from optkit.quantize.stored import (
+    check_bits,
+    check_stored,
+    convert_stored,
+    in_more_bits,
+    in_words,
+    review_file,
+)
 
 __all__ = ["QuantizeDynamic"]
 
@@ -19,8 +26,9 @@ class QuantizeDynamic(ConvertPass):
 
     Kernels get a symmetric scale a channel, tables of embeddings one a row. What has no integer
     kernel of this kind, or as depthwise convolutions a slow one, computes in float and has its
-    weights unpacked before use; the row lists it. Depthwise convolutions stay at 8 bits. Shapes that
-    the model leaves open stay open, and loops over time stay loops.
+    weights unpacked before use; the row lists it. Depthwise convolutions keep 8 bits, or 16 where
+    that is smaller, as for kernels of 3 times 3. Shapes that the model leaves open stay open, and
+    loops over time stay loops.
 
     Args:
         bits: Bits of the weights, 8 or 4.
@@ -55,8 +63,8 @@ class QuantizeDynamic(ConvertPass):
                 "computed in float, with weights unpacked before use, as integer kernels for them "
                 f"are missing or slower: {in_words(stored.unpacked)}"
             )
-        if self.bits == 4 and (kept := stored.kinds.get("int8")):
-            context.note(f"kept at 8 bits: {in_words(kept)}")
+        for note in in_more_bits(stored, self.bits):
+            context.note(note)
         return after
 
     def review(self, before: Artifact, after: Artifact, context: Context) -> None:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from optkit.artifact import Artifact, GraphArtifact, TFLiteArtifact
 from optkit.base import ConvertPass
 from optkit.context import Context, Setting
-from optkit.quantize.stored import check_bits, check_stored, convert_stored, in_words, review_file
+from optkit.quantize.stored import (
+    check_bits,
+    check_stored,
+    convert_stored,
+    in_more_bits,
+    review_file,
+)
 
 __all__ = ["QuantizeWeights"]
 
@@ -15,9 +21,9 @@ class QuantizeWeights(ConvertPass):
 
     Use it last, where the size of the file counts and activations should not be rounded. Nothing
     need be calibrated. Kernels get a symmetric scale a channel, tables of embeddings one a row
-    (their rows are unpacked as they are looked up). Depthwise convolutions stay at 8 bits, as a scale
-    for nine values of 4 bits saves little and costs much. Shapes that the model leaves open stay
-    open, and loops over time stay loops.
+    (their rows are unpacked as they are looked up). Depthwise convolutions keep 8 bits, or 16 where
+    that is smaller, as for kernels of 3 times 3. Shapes that the model leaves open stay open, and
+    loops over time stay loops.
 
     Args:
         bits: Bits of the weights, 8 or 4.
@@ -47,8 +53,8 @@ class QuantizeWeights(ConvertPass):
     def convert(self, artifact: Artifact, context: Context) -> Artifact:
         """Converts, and stores weights in fewer bits."""
         after, stored = convert_stored(artifact, context, 8 if self.bits == 8 else 4)
-        if self.bits == 4 and (kept := stored.kinds.get("int8")):
-            context.note(f"kept at 8 bits: {in_words(kept)}")
+        for note in in_more_bits(stored, self.bits):
+            context.note(note)
         return after
 
     def review(self, before: Artifact, after: Artifact, context: Context) -> None:

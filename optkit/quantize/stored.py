@@ -21,6 +21,7 @@ __all__ = [
     "check_bits",
     "check_stored",
     "convert_stored",
+    "in_more_bits",
     "in_words",
     "review_file",
     "set_beside",
@@ -115,6 +116,19 @@ def _notes(stored: Stored, made: TFLiteArtifact) -> list[str]:
         notes.append(
             f"too large for float16 (above 65504), so kept as float32: {names}"
             + (", …" if len(stored.overflowing) > _NAMES else "")
+        )
+    return notes
+
+
+def in_more_bits(stored: Stored, bits: int) -> list[str]:
+    """Says which operators have weights of more bits than were asked for, and why."""
+    notes = []
+    if bits == 4 and (kept := stored.kinds.get("int8")):
+        notes.append(f"kept at 8 bits, as 4 leave too little of them: {in_words(kept)}")
+    if kept := stored.kinds.get("float16"):
+        notes.append(
+            "stored as float16, which takes less than numbers and their scales, or as they are no "
+            f"kernels: {in_words(kept)}"
         )
     return notes
 

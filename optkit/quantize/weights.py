@@ -67,8 +67,9 @@ def store_weights(
     """Stores the weights of a float file in fewer bits.
 
     In 16 bits every weight is a float16. In 8 and 4 bits, kernels get a symmetric scale a channel,
-    tables of embeddings one a row; other large constants, such as tables of positions, are stored
-    as float16. What depthwise convolutions hold stays at 8 bits.
+    tables of embeddings one a row. What depthwise convolutions hold stays at 8 bits. Stored as
+    float16 is what has so few values a channel that scales would take what is saved, and other
+    large constants, such as tables of positions.
 
     Args:
         content: The bytes of a float32 file.
@@ -298,7 +299,7 @@ class _Writer:
         kinds = [kind for _, kind, _ in readers]
         axis = self._channels(values, readers)
         bits = 8 if _ALWAYS_8.intersection(kinds) else self.bits
-        if self.bits == 16 or axis is None:
+        if self.bits == 16 or axis is None or _smaller_as_float16(values, bits, axis):
             if not _saves(values, 16, None):
                 return []
             if np.abs(values).max() > _LARGEST_FLOAT16:
@@ -387,6 +388,11 @@ class _Writer:
         for place, buffer in enumerate(self.model.buffers):
             if place not in used:
                 buffer.data = None
+
+
+def _smaller_as_float16(values: np.ndarray, bits: int, axis: int) -> bool:
+    """Whether the scales of few values each take what their numbers save, as in 3 times 3."""
+    return int(values.size) * (16 - bits) // 8 <= _SCALE * int(values.shape[axis])
 
 
 def _saves(values: np.ndarray, bits: int, axis: int | None) -> bool:
