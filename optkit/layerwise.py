@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -65,6 +65,7 @@ _PRODUCTS = {
     "TRANSPOSE_CONV": (0, 1, 2),
 }
 _LISTED = 6
+_SHOWN = 3
 _TITLES = {
     "int8": "Layers in 8 bits, one at a time",
     "int4": "Layers with weights of 4 bits, one at a time",
@@ -157,22 +158,14 @@ class Sensitivity:
         """The table, a row a layer, with its chart."""
         if self.method == "prune":
             return self._study_of_amounts()
-        columns = ["layer", "kind", "output error", self.metric, "change", "95 %", "bytes", "saved"]
-        some = [row.operations for row in self.layers]
-        with_bits = self.method == "int4"
-        if with_bits:
-            columns.insert(2, "bits")
-        elif any(some):
-            columns.append("mult.")
+        columns = ["layer", "kind", "output error", f"{self.metric} change", "95 %", "saved bytes"]
+        last = {"int8": "operations", "int4": "bits"}[self.method]
         rows: list[tuple[Any, ...]] = []
         for row in self.layers:
-            cells: list[Any] = [row.layer, row.kind, row.error, row.score, row.change]
-            cells += [_between(row.change_ci), row.bytes, row.saved_bytes]
-            if with_bits:
-                cells.insert(2, row.bits)
-            elif any(some):
-                cells.append(row.operations)
+            cells: list[Any] = [row.layer, row.kind, row.error, row.change]
+            cells += [_between(row.change_ci), row.saved_bytes, getattr(row, last)]
             rows.append(tuple(cells))
+        columns.append({"operations": "mult.", "bits": "bits"}[last])
         return Study(
             _TITLES[self.method],
             tuple(columns),
@@ -183,24 +176,16 @@ class Sensitivity:
 
     def _study_of_amounts(self) -> Study:
         amounts = sorted({row.amount for row in self.layers if row.amount is not None})
-        errors = tuple(f"error at {amount:g}" for amount in amounts)
-        scores = tuple(f"{self.metric} at {amount:g}" for amount in amounts)
+        errors = tuple(f"error {amount:g}" for amount in amounts)
+        scores = tuple(f"{self.metric} {amount:g}" for amount in amounts)
         found = {(row.layer, row.amount): row for row in self.layers}
         rows: list[tuple[Any, ...]] = []
         for layer in self.order:
             own = [found[layer, amount] for amount in amounts]
-            rows.append(
-                (
-                    layer,
-                    own[0].kind,
-                    own[0].bytes,
-                    *(row.error for row in own),
-                    *(row.score for row in own),
-                )
-            )
+            rows.append((layer, *(row.error for row in own), *(row.score for row in own)))
         return Study(
             _TITLES[self.method],
-            ("layer", "kind", "bytes", *errors, *scores),
+            ("layer", *errors, *scores),
             tuple(rows),
             notes=self._told(),
             chart=Chart("bar", x="layer", y=errors),
@@ -601,7 +586,7 @@ def _ranked(rows: list[LayerSensitivity]) -> tuple[LayerSensitivity, ...]:
 
 
 def _between(interval: Interval | None) -> str | None:
-    return None if interval is None else f"{interval[0]:+.3g} to {interval[1]:+.3g}"
+    return None if interval is None else f"{interval[0]:+.3f} to {interval[1]:+.3f}"
 
 
 # ------------------------------------------------------------------------------------------ scans
@@ -671,15 +656,18 @@ class _Look:
             folded = fold_batch_norms(self.model)
             back = {name: path for path, name in folded.names.items()}
             work = self._calibrated(folded.model, shapes)
-            file, ranges = work.final.file, work.final.ranges
-            self.notes += [f"batch norm: {', '.join(folded.done)}"] * bool(folded.done)
+            file, ranges, whole = work.final.file, work.final.ranges, folded.model
+            if folded.done:
+                shown = ", ".join(folded.done[:_SHOWN])
+                more = f", … ({len(folded.done)} in all)" if len(folded.done) > _SHOWN else ""
+                self.notes.append(f"batch norm folded, as `QuantizeINT8` does: {shown}{more}")
             self.notes += work.notes
         else:
-            file, ranges = float_file(self.model, shapes), {}
+            file, ranges, whole = float_file(self.model, shapes), {}, self.model
             self.notes += file.notes
         judge = Judge(file, self.taken.x, None, self.prepared.metric)
         scorer = _Scorer(self.prepared.metric, self.taken, judge.wanted)
-        found = self._groups(file, back)
+        found = self._groups(file, whole, back)
         facts = _Facts(file)
 
         def rows() -> Iterator[LayerSensitivity]:
@@ -710,8 +698,10 @@ class _Look:
                     saved_bytes=saved,
                     operations=facts.multiplications(operations) if method == "int8" else None,
                 )
-            why = "as no quantizer treats them" if method == "int8" else "as they have no kernels"
-            self._left_out(untouched, why)
+            if method == "int8":
+                self._left_out(untouched, "as no quantizer treats them")
+            elif self.wanted is not None:
+                self._left_out(untouched, "as they have no kernels")
 
         return _Scan(len(found), rows(), scorer)
 
@@ -760,14 +750,27 @@ class _Look:
         self.notes += samples.notes()
         return work
 
-    def _groups(self, file: FloatFile, back: Mapping[str, str]) -> dict[str, frozenset[int]]:
-        """The operators of each layer that was asked for, by its name in the model that came in."""
+    def _groups(
+        self, file: FloatFile, model: Any, back: Mapping[str, str]
+    ) -> dict[str, frozenset[int]]:
+        """The operators of each layer that was asked for, by its name in the model that came in.
+
+        Args:
+            file: The float file.
+            model: The model that it was made of.
+            back: Where layers have other names in that model, from these to those that came in.
+        """
+        holding = {path for path, layer in layers_by_path(model).items() if layer.weights}
         wanted = None
         if self.wanted is not None:
             names = {path: name for name, path in back.items()}
             wanted = operations_of(file, {names.get(path, path) for path in self.wanted})
-        found, unnamed, moving = {}, [], []
+        found: dict[str, frozenset[int]] = {}
+        unnamed, moving = [], []
         for name, operations in groups(file).items():
+            if name not in holding:
+                # A layer without weights, such as padding, may have gone into one with weights.
+                name = _with_weights(file, operations, holding) or name
             kinds = {file.operations[index].kind for index in operations}
             if wanted is not None and not wanted & operations:
                 continue
@@ -776,7 +779,8 @@ class _Look:
             elif kinds <= _MOVES:
                 moving.append(back.get(name, name))
             else:
-                found[back.get(name, name)] = operations
+                own = back.get(name, name)
+                found[own] = found.get(own, frozenset()) | operations
         self._left_out(unnamed, "as they belong to no layer")
         if wanted is not None:
             self._left_out(moving, "as they only move numbers")
@@ -806,7 +810,7 @@ class _Look:
                     for kernel, values in zip(kernels, before, strict=True):
                         kept = smallest_out(values, amount)
                         kernel.assign(np.where(kept, values, 0))
-                        zeros += 4 * (values.size - np.count_nonzero(kept))
+                        zeros += 4 * int(values.size - np.count_nonzero(kept))
                     yield LayerSensitivity(
                         layer=layer,
                         kind=self.kinds[layer],
@@ -819,6 +823,14 @@ class _Look:
                 for kernel, values in zip(kernels, before, strict=True):
                     kernel.assign(values)
 
+        frozen = [
+            path
+            for path, layer in layers_by_path(self.model).items()
+            if layer.weights
+            and not layer.trainable_weights
+            and (self.wanted is None or path in self.wanted)
+        ]
+        self._left_out(frozen, "as they are frozen, and `Prune` leaves them as they are")
         self.notes.append(
             "without the training that lets the other weights adapt; zeros make only compressed or "
             "sparse files smaller"
@@ -840,6 +852,19 @@ class _Look:
                 f"Received: {list(self.named or ())}. It would take those of {', '.join(targets)}."
             )
         return found
+
+
+def _with_weights(
+    file: FloatFile, operations: frozenset[int], holding: Collection[str]
+) -> str | None:
+    """The layer whose weights are in the operators; ``None`` where none are, or several layers'."""
+    found = {
+        path
+        for index in operations
+        for path in file.operations[index].layers
+        if path in holding and file.kinds[path] != "BatchNormalization"
+    }
+    return found.pop() if len(found) == 1 else None
 
 
 class _Facts:
