@@ -8,11 +8,11 @@ were rounded to steps of their own:
    channel that covers the largest weight of the channel, none is clipped.
 2. What the operator computes in real numbers from ``x`` and the rounded ``c`` is rounded to the
    scale of its output: half a step away at most. Kernels multiply by the quotient of the scales in
-   fixed point, or look values up, which is allowed one step more. What lies beyond the 256 numbers
+   fixed point, or look values up, which is allowed another half. What lies beyond the 256 numbers
    of the output is clipped to the outermost one.
 
 By the triangle inequality both together bound how far an operator is from the float one on the same
-inputs: by ``1.5 s_out + sum |x| s_w / 2 + s_b / 2`` for sums of products.
+inputs: by ``s_out + sum |x| s_w / 2 + s_b / 2`` for sums of products.
 """
 
 from __future__ import annotations
@@ -184,12 +184,12 @@ def alone(content, place, values):
 
 
 def assert_rounded(wanted, tensor, stored):
-    """Within one and a half steps of what it should be, clipped to the numbers that there are."""
+    """Within a step of what it should be, clipped to the numbers that there are."""
     scale = float(tensor.quantization.scale[0])
     zero = int(tensor.quantization.zeroPoint[0])
     low, high = (-128 - zero) * scale, (127 - zero) * scale
     away = np.abs(real(tensor, stored) - np.clip(wanted, low, high))
-    assert away.max() <= 1.5001 * scale, f"{tensor.name} is {away.max() / scale:.3g} steps away"
+    assert away.max() <= 1.0001 * scale, f"{tensor.name} is {away.max() / scale:.3g} steps away"
 
 
 def assert_within_scales(file, content, x):
@@ -257,7 +257,8 @@ def test_random_models_round_as_their_scales_say(design):
     assert_within_scales(file, content, x)
     artifact = ok.TFLiteArtifact(finished)
     found = artifact.predict(x)
-    wanted = model.predict(x, verbose=0)
+    shapes = model.output_shape
     for name, one in found.items() if isinstance(found, dict) else [("", found)]:
-        assert one.shape == (wanted[name] if name else wanted).shape
+        assert one.shape[1:] == (shapes[name] if name else shapes)[1:]
         assert np.isfinite(one).all()
+        assert len(one) == COUNT

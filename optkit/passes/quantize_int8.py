@@ -193,6 +193,7 @@ class QuantizeINT8(ConvertPass):
                     ranges="minmax",
                     repairs=(),
                     keep_float=self._layers_of(model),
+                    max_drop=0.0 if self.keep_float == "auto" else None,
                     input_shapes=shapes,
                 ),
             )
