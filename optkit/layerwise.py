@@ -40,7 +40,6 @@ from optkit.quantize.repairs import fold_batch_norms
 from optkit.quantize.scan import quantize_alone, round_alone
 from optkit.quantize.select import groups, operations_of, resolve
 from optkit.quantize.sources import CalibrationSamples, check_input_shape, input_shapes
-from optkit.quantize.variant import float_operations
 from optkit.runtime import derive_seed, isolated
 from optkit.study import Chart, Study
 
@@ -675,17 +674,15 @@ class _Look:
             for layer, operations in found.items():
                 if method == "int8":
                     content = quantize_alone(file, ranges, operations)
-                    saved, bits = (
-                        facts.saved(content),
-                        8 if facts.weight_bytes(operations) else None,
-                    )
-                    treated = facts.treated(content)
+                    saved = facts.saved_in_8_bits(operations)
+                    bits = 8 if saved else None
+                elif (rounded := round_alone(file, operations, 4)) is not None:
+                    content, saved, bits = rounded.content, rounded.saved, rounded.bits
                 else:
-                    rounded = round_alone(file, operations, 4)
-                    treated = rounded is not None
-                    if rounded is not None:
-                        content, saved, bits = rounded.content, rounded.saved, rounded.bits
-                if not treated:
+                    untouched.append(layer)
+                    continue
+                figures = scorer(judge.run(content))
+                if method == "int8" and not figures["error"]:  # exactly what the float file gives
                     untouched.append(layer)
                     continue
                 yield LayerSensitivity(
@@ -693,7 +690,7 @@ class _Look:
                     kind=self.kinds.get(layer, file.kinds.get(layer, "")),
                     amount=None,
                     bits=bits,
-                    **scorer(judge.run(content)),
+                    **figures,
                     bytes=facts.weight_bytes(operations),
                     saved_bytes=saved,
                     operations=facts.multiplications(operations) if method == "int8" else None,
@@ -872,24 +869,21 @@ class _Facts:
 
     def __init__(self, file: FloatFile):
         self._file = file
-        artifact = TFLiteArtifact(file.content)
-        self._bytes = {item.name: item.bytes for item in artifact.layers()}
         self._graph = unpacked(file.content).subgraphs[0]
-        self._floats = len(float_operations(file.content))
+        self._bytes = {item.name: item.bytes for item in TFLiteArtifact(file.content).layers()}
+        self._values = {
+            tensor.name.decode(): math.prod(_shape(tensor)) for tensor in self._graph.tensors
+        }
 
     def weight_bytes(self, operations: frozenset[int]) -> int:
         """Bytes of their weights."""
         names = {self._file.operations[index].outputs[0] for index in operations}
         return sum(self._bytes.get(name, 0) for name in names)
 
-    def saved(self, content: bytes) -> int:
-        """Bytes of weights that another file of the model has less."""
-        own = sum(item.bytes for item in TFLiteArtifact(content).layers())
-        return max(0, sum(self._bytes.values()) - own)
-
-    def treated(self, content: bytes) -> bool:
-        """Whether an operator computes in integers in another file of the model."""
-        return len(float_operations(content)) < self._floats
+    def saved_in_8_bits(self, operations: frozenset[int]) -> int:
+        """Bytes of their kernels that 8 bits save; biases are stored in 32 bits as before."""
+        kernels = {name for index in operations for name in self._file.operations[index].weights}
+        return sum(3 * self._values[name] for name in kernels)
 
     def multiplications(self, operations: frozenset[int]) -> int:
         """Multiplications of one sample in their convolutions and matrix products."""
@@ -901,11 +895,14 @@ class _Facts:
             return 0
 
         def shape(tensor: int) -> list[int]:
-            found = self._graph.tensors[int(tensor)].shape
-            return [] if found is None else [int(size) for size in found]
+            return _shape(self._graph.tensors[int(tensor)])
 
         # An open batch stands as 1. Each value that comes out is a sum over a part of the kernel;
         # of a transposed convolution, each that goes in is spread over one.
         kernel = shape(operator.inputs[1])
         values = shape(operator.inputs[2] if kind == "TRANSPOSE_CONV" else operator.outputs[0])
         return math.prod(values) * math.prod(kernel[place] for place in _PRODUCTS[kind])
+
+
+def _shape(tensor: Any) -> list[int]:
+    return [] if tensor.shape is None else [int(size) for size in tensor.shape]
