@@ -1,21 +1,30 @@
-"""Bias correction: what rounding the weights shifts on average is taken out of the biases."""
+"""Bias correction: what quantizing shifts on average is taken out of the biases.
+
+Two ways. `correct_biases` works out what rounding the weights shifts; it takes one run of the float
+file. `settle_biases` compares the quantized file with the float one, operator by operator, each with
+those before it already corrected; it takes a run of the quantized file an operator, and sees what
+rounding the activations shifts as well.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
 
 from optkit.convert import Samples
+from optkit.errors import OptkitError, first_line
 from optkit.flatbuffer import FLOAT32, buffer_of, packed, unpacked
-from optkit.quantize.calibrate import batches, observe
-from optkit.quantize.floatfile import FloatFile
+from optkit.quantize.calibrate import batches, observe, open_file
+from optkit.quantize.floatfile import FloatFile, Operation
 
-__all__ = ["correct_biases", "rounded_weights"]
+__all__ = ["correct_biases", "rounded_weights", "settle_biases"]
 
 _CHANNEL = {"CONV_2D": 0, "FULLY_CONNECTED": 0, "DEPTHWISE_CONV_2D": 3}
 _LARGEST = {8: 127, 4: 7}
+_SETTLED_ON = 32  # samples that means are compared on
 
 
 def rounded_weights(weights: np.ndarray, axis: int, bits: int = 8) -> np.ndarray:
@@ -52,48 +61,125 @@ def correct_biases(file: FloatFile, samples: Samples, bits: int = 8) -> FloatFil
     References:
         Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019.
     """
-    from ai_edge_litert import schema_py_generated as schema
-
     places = [item for item in file.operations if item.kind in _CHANNEL and item.weights]
-    wanted = {item.inputs[0] for item in places}
+    means = _means(file, batches(file, samples), {item.inputs[0] for item in places})
+    model = unpacked(file.content)
+    graph = model.subgraphs[0]
+    for item in places:
+        taken = [int(tensor) for tensor in graph.operators[item.index].inputs]
+        if _bias_of(model, item) is None or item.inputs[0] not in means:
+            continue
+        weights = _constant(model, graph.tensors[taken[1]])
+        if weights is None:
+            continue
+        error = rounded_weights(weights, _CHANNEL[item.kind], bits) - weights
+        shift = _mean_shift(item.kind, error, means[item.inputs[0]])
+        if shift is not None:
+            _lower_bias(model, item, shift)
+    return dataclasses.replace(file, content=packed(model, len(file.content)))
+
+
+def settle_biases(
+    file: FloatFile,
+    make: Callable[[FloatFile], bytes],
+    samples: Samples,
+    keep_float: Collection[int] = (),
+) -> FloatFile:
+    """A float file whose biases make up for what quantizing shifts on average, operator by operator.
+
+    Of each convolution and dense layer in turn, the mean of every output channel in the quantized
+    file is brought to that in the float file. Where an activation is fused with it, the mean behind
+    that is compared, so that the shift is made up for in part.
+
+    Args:
+        file: The float file. It is not changed.
+        make: Makes a quantized file of one like it.
+        samples: As for `optkit.quantize.calibrate.calibrate`; the first ones are taken.
+        keep_float: Indices of operators that stay float, and as they are.
+
+    References:
+        Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction",
+        2019, section 4.2 (empirical bias correction).
+    """
+    part = _first(batches(file, samples))
+    model = unpacked(file.content)
+    places = [
+        item
+        for item in file.operations
+        if item.kind in _CHANNEL
+        and item.index not in keep_float
+        and _bias_of(model, item) is not None
+    ]
+    wanted = _means(file, iter([part]), {item.outputs[0] for item in places})
+    for item in places:
+        settled = dataclasses.replace(file, content=packed(model, len(file.content)))
+        found = _mean_stored(settled, make(settled), part, item.outputs[0])
+        if found is not None and item.outputs[0] in wanted:
+            _lower_bias(model, item, found - wanted[item.outputs[0]])
+    return dataclasses.replace(file, content=packed(model, len(file.content)))
+
+
+def _first(found: Iterator[list[np.ndarray]]) -> list[np.ndarray]:
+    """The first samples, as one batch."""
+    parts: list[list[np.ndarray]] = []
+    for leaves in found:
+        if parts and any(a.shape[1:] != b.shape[1:] for a, b in zip(parts[0], leaves, strict=True)):
+            break
+        parts.append(leaves)
+        if sum(len(leaves[0]) for leaves in parts) >= _SETTLED_ON:
+            break
+    return [np.concatenate(leaves)[:_SETTLED_ON] for leaves in zip(*parts, strict=True)]
+
+
+def _means(
+    file: FloatFile, samples: Iterator[list[np.ndarray]], names: Collection[str]
+) -> dict[str, np.ndarray]:
+    """The mean of each channel of activations of the float file, by name of the tensor."""
     sums: dict[str, Any] = {}
     counts: dict[str, int] = {}
 
     def visit(name: str, values: np.ndarray) -> None:
-        if name in wanted:
+        if name in names:
             flat = values.reshape(-1, values.shape[-1]).astype(np.float64)
             sums[name] = sums.get(name, 0.0) + flat.sum(axis=0)
             counts[name] = counts.get(name, 0) + len(flat)
 
-    observe(file, batches(file, samples), visit)
-    model = unpacked(file.content)
-    graph = model.subgraphs[0]
-    for item in places:
-        operator = graph.operators[item.index]
-        taken = [int(tensor) for tensor in operator.inputs]
-        if len(taken) < 3 or taken[2] < 0 or item.inputs[0] not in sums:
-            continue
-        weights = _constant(model, graph.tensors[taken[1]])
-        bias = _constant(model, graph.tensors[taken[2]])
-        if weights is None or bias is None:
-            continue
-        mean = sums[item.inputs[0]] / counts[item.inputs[0]]
-        error = rounded_weights(weights, _CHANNEL[item.kind], bits) - weights
-        shift = _mean_shift(item.kind, error, mean)
-        if shift is None:
-            continue
-        # Of its own: equal biases of several operators are stored once.
-        fresh = schema.TensorT()
-        old = graph.tensors[taken[2]]
-        fresh.shape, fresh.type, fresh.name = (
-            old.shape,
-            old.type,
-            f"{item.outputs[0]}/bias".encode(),
-        )
-        fresh.buffer = buffer_of(model, (bias - shift).astype(np.float32).tobytes())
-        operator.inputs = np.array([*taken[:2], len(graph.tensors), *taken[3:]], np.int32)
-        graph.tensors.append(fresh)
-    return dataclasses.replace(file, content=packed(model, len(file.content)))
+    observe(file, samples, visit)
+    return {name: np.asarray(total / counts[name]) for name, total in sums.items()}
+
+
+def _mean_stored(
+    file: FloatFile, content: bytes, part: list[np.ndarray], name: str
+) -> np.ndarray | None:
+    """The mean of each channel of one activation of a quantized file; ``None`` if not found."""
+    interpreter, places = open_file(file, content)
+    details = {detail["index"]: detail for detail in interpreter.get_input_details()}
+    try:
+        for place, leaf in zip(places, part, strict=True):
+            interpreter.resize_tensor_input(place, leaf.shape)
+        interpreter.allocate_tensors()
+        for place, leaf in zip(places, part, strict=True):
+            interpreter.set_tensor(place, _stored(leaf, details[place]))
+        interpreter.invoke()
+    except (ValueError, RuntimeError) as error:
+        raise OptkitError(f"LiteRT could not run the file. {first_line(error)}") from error
+    for detail in interpreter.get_tensor_details():
+        if detail["name"] == name:
+            values = interpreter.get_tensor(detail["index"]).astype(np.float64)
+            scale, zero_point = detail["quantization"]
+            mean = values.reshape(-1, values.shape[-1]).mean(axis=0)
+            return np.asarray((mean - zero_point) * scale if scale else mean)
+    return None
+
+
+def _stored(leaf: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    """An input as the file takes it."""
+    scale, zero_point = detail["quantization"]
+    if not scale:
+        return leaf.astype(detail["dtype"], copy=False)
+    limits = np.iinfo(detail["dtype"])
+    steps = np.rint(leaf / np.float32(scale)) + zero_point
+    return np.asarray(np.clip(steps, limits.min, limits.max).astype(detail["dtype"]))
 
 
 def _mean_shift(kind: str, error: np.ndarray, mean: np.ndarray) -> np.ndarray | None:
@@ -107,6 +193,39 @@ def _mean_shift(kind: str, error: np.ndarray, mean: np.ndarray) -> np.ndarray | 
     if error.shape[-1] != len(mean):  # grouped convolutions, inputs that are flattened
         return None
     return np.asarray(error.reshape(len(error), -1, len(mean)).sum(axis=1) @ mean)
+
+
+def _bias_of(model: Any, item: Operation) -> np.ndarray | None:
+    """The bias of an operator; ``None`` where it has none that is a constant."""
+    graph = model.subgraphs[0]
+    taken = [int(tensor) for tensor in graph.operators[item.index].inputs]
+    if len(taken) < 3 or taken[2] < 0:
+        return None
+    return _constant(model, graph.tensors[taken[2]])
+
+
+def _lower_bias(model: Any, item: Operation, shift: np.ndarray) -> None:
+    """Subtracts from the bias of an operator, in place."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    graph = model.subgraphs[0]
+    operator = graph.operators[item.index]
+    taken = [int(tensor) for tensor in operator.inputs]
+    bias = _bias_of(model, item)
+    if bias is None or bias.shape != shift.shape:
+        return
+    content = (bias - shift).astype(np.float32)
+    name = f"{item.outputs[0]}/bias".encode()
+    old = graph.tensors[taken[2]]
+    if old.name == name:
+        model.buffers[old.buffer].data = np.frombuffer(content.tobytes(), np.uint8)
+        return
+    # One of its own: equal biases of several operators are stored once.
+    fresh = schema.TensorT()
+    fresh.shape, fresh.type, fresh.name = old.shape, old.type, name
+    fresh.buffer = buffer_of(model, content.tobytes())
+    operator.inputs = np.array([*taken[:2], len(graph.tensors), *taken[3:]], np.int32)
+    graph.tensors.append(fresh)
 
 
 def _constant(model: Any, tensor: Any) -> np.ndarray | None:

@@ -125,6 +125,31 @@ def _checked(ranges: Ranges, file: FloatFile) -> Ranges:
     return ranges
 
 
+def open_file(file: FloatFile, content: bytes | None = None) -> tuple[Any, list[int]]:
+    """An interpreter that keeps every activation, and the indices of its inputs.
+
+    Args:
+        file: The float file.
+        content: The bytes of a file made of it, to open in its place.
+
+    Returns:
+        The interpreter, not yet allocated, and its inputs in the order of the file's signature.
+    """
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    with warnings.catch_warnings():
+        # Says that this is for debugging; the memory is what one batch takes.
+        warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors")
+        interpreter = Interpreter(
+            model_content=content or file.content,
+            experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+            experimental_preserve_all_tensors=True,
+            num_threads=2,
+        )
+    entry = next(iter(interpreter._get_full_signature_list().values()))
+    return interpreter, [int(entry["inputs"][info.name]) for info in file.signature.inputs]
+
+
 def observe(
     file: FloatFile,
     samples: Iterator[list[np.ndarray]],
@@ -142,20 +167,8 @@ def observe(
     Raises:
         OptkitError: If the file does not run on the samples.
     """
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    with warnings.catch_warnings():
-        # Says that this is for debugging; the memory is what one batch takes.
-        warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors")
-        interpreter = Interpreter(
-            model_content=content or file.content,
-            experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-            experimental_preserve_all_tensors=True,
-            num_threads=2,
-        )
+    interpreter, places = open_file(file, content)
     shapes: Any = None
-    entry = next(iter(interpreter._get_full_signature_list().values()))
-    places = [int(entry["inputs"][info.name]) for info in file.signature.inputs]
     for leaves in samples:
         fresh = tuple(leaf.shape for leaf in leaves)
         try:

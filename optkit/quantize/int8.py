@@ -14,7 +14,7 @@ from optkit.errors import OptkitError
 from optkit.learned import LearnedRanges
 from optkit.metric import Metric
 from optkit.models import is_batch_norm, layers_by_path
-from optkit.quantize.bias import correct_biases
+from optkit.quantize.bias import correct_biases, settle_biases
 from optkit.quantize.calibrate import Ranges, calibrate, histograms
 from optkit.quantize.floatfile import FloatFile, float_file, layers_before
 from optkit.quantize.judge import Judge, Judgement
@@ -22,6 +22,7 @@ from optkit.quantize.ranges import ESTIMATORS, clip_aware, estimate
 from optkit.quantize.repairs import equalize, fold_batch_norms
 from optkit.quantize.scan import Found, search
 from optkit.quantize.select import groups, operations_of
+from optkit.quantize.trained import learned_bits, with_learned
 from optkit.quantize.variant import Scheme, float_operations, quantize
 from optkit.runtime import tf_keras
 from optkit.study import Chart, Study
@@ -29,7 +30,7 @@ from optkit.study import Chart, Study
 __all__ = ["EXACT", "REPAIRS", "ControlFlowError", "Int8", "Settings"]
 
 #: What `Int8` can repair, in the order in which it does.
-REPAIRS = ("fold", "clip", "batch_norm", "equalize", "bias", "float_output")
+REPAIRS = ("fold", "clip", "batch_norm", "equalize", "bias", "settle", "float_output")
 #: Those that leave the outputs of the float model as they are.
 EXACT = ("fold", "clip")
 
@@ -70,6 +71,7 @@ class _Candidate:
 
     model: Any
     file: FloatFile
+    exact: FloatFile  # of the outputs that the file should have: the same, biases not corrected
     ranges: Ranges
     keep: frozenset[int]
     judged: Judgement | None = None
@@ -128,7 +130,7 @@ class Int8:
         self.judge = judge = self._judge(file)
         ranges = self._estimated(model, file, ranges)
         keep = self._kept(model, file)
-        now = _Candidate(model, file, ranges, keep)
+        now = _Candidate(model, file, file, ranges, keep)
         now = dataclasses.replace(now, judged=self._judged(now))
         if settings.calibration_study:
             self._study_samples(now)
@@ -172,13 +174,7 @@ class Int8:
         )
 
     def _scheme(self, file: FloatFile) -> Scheme:
-        bits = {
-            item.index: count
-            for item in file.operations
-            if self.learned is not None and item.weights
-            for path, count in self.learned.weight_bits.items()
-            if path in item.layers and count != 8
-        }
+        bits = {} if self.learned is None else learned_bits(file, self.learned)
         return Scheme(layer_weights=bits or None)
 
     def _judged(self, candidate: _Candidate) -> Judgement | None:
@@ -200,7 +196,7 @@ class Int8:
         self._estimator = kinds[0]
         if len(kinds) > 1:
             judged = {
-                kind: self._judged(_Candidate(model, file, ranges, self._kept(model, file)))
+                kind: self._judged(_Candidate(model, file, file, ranges, self._kept(model, file)))
                 for kind, ranges in made.items()
             }
             self._estimator = self._best_of(judged)
@@ -215,17 +211,12 @@ class Int8:
     def _with_learned(self, file: FloatFile, ranges: Ranges) -> Ranges:
         if self.learned is None:
             return ranges
-        taken = {}
-        last = {item.layers[0]: item for item in file.operations if item.layers}
-        for path, ends in self.learned.activations.items():
-            if path in last:
-                taken[last[path].outputs[0]] = ends
-            elif path in file.inputs:
-                taken[path] = ends
-        said = f"{len(taken)} ranges of activations were learned in training"
+        taken = with_learned(file, ranges, self.learned)
+        changed = sum(taken[name] != ranges[name] for name in ranges)
+        said = f"{changed} ranges of activations are those learned in training"
         if said not in self.notes:
             self.notes += [said, *self.learned.notes]
-        return ranges | taken
+        return taken
 
     def _best_of(self, judged: Mapping[str, Judgement | None]) -> str:
         """The way with the least error; a plainer one unless another is clearly better."""
@@ -331,7 +322,15 @@ class Int8:
     def _try(self, name: str, now: _Candidate) -> _Candidate | None:
         """The candidate with one more repair; ``None`` where it does not apply."""
         if name == "bias":
-            file = correct_biases(now.file, now.file.behind(self.samples))
+            file = correct_biases(now.exact, now.exact.behind(self.samples))
+            fresh = dataclasses.replace(now, file=file)
+        elif name == "settle":
+            file = settle_biases(
+                now.exact,
+                lambda part: self._made(dataclasses.replace(now, file=part)),
+                now.exact.behind(self.samples),
+                now.keep,
+            )
             fresh = dataclasses.replace(now, file=file)
         elif name == "float_output":
             ends = frozenset(
@@ -354,7 +353,7 @@ class Int8:
             if self._estimator != "minmax":
                 seen = histograms(file, file.behind(self.samples), extremes)
             ranges = self._narrowed(file, estimate(self._estimator, extremes, seen))
-            fresh = _Candidate(other, file, ranges, self._kept(other, file))
+            fresh = _Candidate(other, file, file, ranges, self._kept(other, file))
         return dataclasses.replace(fresh, judged=self._judged(fresh))
 
     def _other_model(self, name: str, model: Any) -> Any:
@@ -574,7 +573,8 @@ class Int8:
 _NAMES = {
     "none": "none of these",
     "equalize": "cross-layer equalization",
-    "bias": "bias correction",
+    "bias": "bias correction, worked out",
+    "settle": "bias correction, measured",
     "batch_norm": "batch norm measured anew",
     "float_output": "last operator in float",
 }

@@ -197,7 +197,7 @@ class CalibrationSamples:
         count: How many at most.
         seed: Which are drawn, where the split can be drawn from at random.
         shapes: Shapes by name that each must have.
-        drawn: How many the last time gave.
+        drawn: How many there were, of those that were gone through so far.
     """
 
     split: Split
@@ -209,9 +209,8 @@ class CalibrationSamples:
 
     def __call__(self) -> Iterator[list[np.ndarray]]:
         """The samples, each a list of the inputs in the model's order, shape ``(1, …)``."""
-        self.drawn = 0
-        for x in self.split.single_inputs(self.count, self.seed):
-            self.drawn += 1
+        for number, x in enumerate(self.split.single_inputs(self.count, self.seed), start=1):
+            self.drawn = max(self.drawn, number)
             leaves = leaves_of(x, self.described)
             require_shapes(leaves, self.described, self.shapes)
             yield leaves
