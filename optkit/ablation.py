@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from optkit.base import RecipePass, TrainPass
+from optkit.base import RecipePass
 from optkit.errors import PassError
 from optkit.measuring import Interval, Measured, Meter, compare_scores
 from optkit.measuring.statistics import verdict
@@ -250,7 +250,7 @@ def _alone(steps: Sequence[Step], step: Step) -> list[tuple[str, tuple[Step, ...
     number, name, item = step
     if not isinstance(item, RecipePass):
         return [(f"{name} alone", (step,))]
-    training = next(s for s in steps if s[0] > number and isinstance(s[2], TrainPass))
+    training = next(s for s in steps if s[0] > number and s[2].trains)
     return [
         (f"{name} alone, with {training[1]}", (step, training)),
         (f"{training[1]} alone", (training,)),

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from optkit.artifact import Artifact, KerasArtifact
-from optkit.base import Pass, RecipePass, TrainPass
+from optkit.base import Pass, RecipePass
 from optkit.errors import PipelineError
 from optkit.recipe import EXCLUSIVE_SLOTS, Recipe
 
@@ -59,12 +59,12 @@ def _kind(artifact: type[Artifact]) -> str:
 
 
 def _check_recipe(passes: Sequence[Pass], names: Sequence[str]) -> None:
-    trainings = [i for i, item in enumerate(passes) if isinstance(item, TrainPass)]
+    trainings = [i for i, item in enumerate(passes) if item.trains]
     last = trainings[-1] if trainings else -1
     filled: dict[str, str] = {}  # exclusive slots, and who filled them since the last training
     empty = Recipe()
     for i, (name, item) in enumerate(zip(names, passes, strict=True)):
-        if isinstance(item, TrainPass):
+        if item.trains:
             filled.clear()
         if not isinstance(item, RecipePass):
             continue

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from optkit import _validate
 from optkit.artifact.base import write_atomically
-from optkit.base import Pass
+from optkit.base import Pass, pass_class, pass_key
 from optkit.data import Data
 from optkit.entrance import admit
 from optkit.errors import ArgumentTypeError, PipelineError
@@ -149,7 +149,7 @@ class Pipeline:
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, each pass as a dict of its class and arguments."""
-        passes = [{"class": _class_key(item), "config": item.get_config()} for item in self.passes]
+        passes = [{"class": pass_key(item), "config": item.get_config()} for item in self.passes]
         return {"passes": passes} | self._settings()
 
     @classmethod
@@ -159,7 +159,9 @@ class Pipeline:
         Raises:
             PipelineError: If it names a pass whose class is not imported, or unknown settings.
         """
-        passes = [_class_of(item["class"]).from_config(item["config"]) for item in config["passes"]]
+        passes = [
+            pass_class(item["class"]).from_config(item["config"]) for item in config["passes"]
+        ]
         settings = {key: value for key, value in config.items() if key != "passes"}
         if unknown := sorted(set(settings) - set(_SETTINGS)):
             raise PipelineError(
@@ -325,15 +327,15 @@ class Pipeline:
         """
         from optkit.ablation import ablate
 
-        free = Pipeline(self.passes, loss=self.loss, seed=self.seed)
-        options = free._options(measure, stop)
+        # Some passes go by the goals; but none is undone for them.
+        options = dataclasses.replace(self._options(measure, stop), guard="none")
         with contextlib.ExitStack() as stack:
             stack.enter_context(isolated(derive_seed(self.seed, "run")))
-            prepared = free._prepare(model, data, options)
+            prepared = self._prepare(model, data, options)
             if workdir is None:
                 workdir = stack.enter_context(tempfile.TemporaryDirectory(prefix="optkit-"))
             kept = stack.enter_context(Workdir(workdir))
-            meter = stack.enter_context(free._meter(prepared, options))
+            meter = stack.enter_context(self._meter(prepared, options))
             return ablate(
                 prepared,
                 meter=meter,
@@ -390,22 +392,3 @@ class Pipeline:
 
 
 _SETTINGS = ("goals", "on_violation", "guard", "loss", "seed")
-
-
-def _class_key(item: Pass) -> str:
-    kind = type(item)
-    return f"{kind.__module__}:{kind.__qualname__}"
-
-
-def _class_of(key: str) -> type[Pass]:
-    if key not in Pass.registry and key.startswith("optkit.passes."):
-        import optkit.passes
-
-        optkit.passes.load_all()
-    if key not in Pass.registry:
-        module, _, name = str(key).partition(":")
-        raise PipelineError(
-            f"The pass {name!r} of module {module!r} is unknown here. Import the module that "
-            "defines it, then load the pipeline again: optkit imports nothing that a file names."
-        )
-    return Pass.registry[key]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from optkit.artifact import Artifact
-from optkit.base import Pass, RecipePass, TrainPass
+from optkit.base import Pass, RecipePass
 from optkit.context import Setting
 from optkit.data import ArraySplit, BoundData, Data, Split, weigh_classes
 from optkit.entrance import Admitted
@@ -131,9 +131,9 @@ def prepare(
     bound.notes += _of_outputs(described, metric)
     trained = loss_of_task(task) if model is None else infer_loss(model, task, loss)
     prepared = Prepared(tuple(steps), admitted, bound, task, metric, trained)
-    if any(isinstance(item, TrainPass) for _, _, item in steps):
+    if any(item.trains for _, _, item in steps):
         check_compiled_optimizer(model)
-    _check_passes(prepared, model)
+    _check_passes(prepared, model, options.goals)
     return prepared
 
 
@@ -241,12 +241,13 @@ def _check_goals(options: Options, task: Task, metric: Metric) -> None:
             )
 
 
-def _check_passes(prepared: Prepared, model: Any) -> None:
+def _check_passes(prepared: Prepared, model: Any, goals: Goals) -> None:
     recipe = Recipe()
     for number, name, item in prepared.steps:
         try:
             data = shown_data(prepared.data, item)
-            seen = item.check(Setting(model, data, prepared.task, prepared.loss, recipe))
+            setting = Setting(model, data, prepared.task, prepared.loss, recipe, goals)
+            seen = item.check(setting)
         except OptkitError as error:
             raise type(error)(f"Step {number}, {name}: {error}") from error
         except Exception as error:

@@ -262,10 +262,33 @@ def test_where_none_can_work_it_is_refused_before_anything_runs(trained, data):
     assert "started" not in kinds
 
 
-def test_without_goals_nothing_is_tried(trained, data):
+def test_without_goals_it_is_refused_before_anything_runs(trained, data):
+    kinds = []
     passes = [ok.FirstThatMeets([Scale(1.0), Scale(0.5)])]
-    with pytest.raises(ok.OptkitError, match="needs goals"):
-        run(passes, trained, data)
+    with pytest.raises(ok.PipelineError, match=r"Step 1, FirstThatMeets: .*needs goals"):
+        run(passes, trained, data, progress=lambda event: kinds.append(event.kind))
+    assert kinds == []
+    with pytest.raises(ok.PipelineError, match="needs goals"):
+        ok.Pipeline(passes).check(trained, data)
+
+
+def test_recipe_passes_before_trainings_that_are_tried(trained, data):
+    trainings = ok.FirstThatMeets([ok.Prune(0.9, epochs=1), ok.Prune(0.3, epochs=1)])
+    rewrites = ok.FirstThatMeets([Scale(1.0), Scale(0.5)])
+    with pytest.raises(ok.PipelineError, match="no training pass follows"):
+        ok.Pipeline([ok.LabelSmooth(0.1), rewrites], goals=ok.Goals(max_size_mb=1))
+    result = run([ok.LabelSmooth(0.1), trainings], trained, data, goals=ok.Goals(max_size_mb=1e-6))
+    assert [row.status for row in result.report.rows] == ["recipe", "ok"]
+
+
+def test_an_ablation_goes_by_the_goals_too(trained, data):
+    pipeline = ok.Pipeline(
+        [ok.BNReestimate(), ok.FirstThatMeets([Scale(0.0), Scale(1.0)])],
+        goals=ok.Goals(max_accuracy_drop=0.05),
+    )
+    ablation = pipeline.ablate(trained, data, measure=FAST, progress=False)
+    for report in (ablation.report, ablation.reports["without BNReestimate"]):
+        assert outcomes(report.rows[-1]) == [("missed", False), ("met", True)]
 
 
 @pytest.mark.parametrize(
