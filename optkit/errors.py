@@ -93,10 +93,14 @@ def first_line(error: BaseException) -> str:
     """
     kind = type(error).__name__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if lines and lines[0] == "in user code:":  # then come places in files, and the error itself
-        told = [line.partition(": ") for line in lines]
-        place = next((i for i, (head, _, _) in enumerate(told) if head.endswith("Error")), 0)
-        kind, lines = told[place][0], [told[place][2], *lines[place + 1 :]]
-    while len(lines) > 1 and lines[0].startswith("Exception encountered when calling"):
-        lines = lines[1:]
+    before = None
+    while lines != before:  # one layer within another says both again
+        before = lines
+        if lines and lines[0] == "in user code:":  # then come places in files, and the error itself
+            told = [line.partition(": ") for line in lines]
+            place = next((i for i, (head, _, _) in enumerate(told) if head.endswith("Error")), 0)
+            kind, lines = told[place][0], [told[place][2], *lines[place + 1 :]]
+            lines = [line for line in lines if line]
+        if len(lines) > 1 and lines[0].startswith("Exception encountered when calling"):
+            lines = lines[1:]
     return f"{kind}: {lines[0][:300]}" if lines else repr(error)

@@ -38,11 +38,33 @@ def packed(model: Any, size: int) -> bytes:
         model: The model.
         size: About how many bytes it will have.
     """
-    import flatbuffers
-
-    builder = flatbuffers.Builder(size + _ROOM)
+    builder = _builder(size + _ROOM)
     builder.Finish(model.Pack(builder), _MARK)
     return bytes(builder.Output())
+
+
+def _builder(size: int) -> Any:
+    """A builder that writes equal vectors of zero points once.
+
+    Each channel of each weight has a zero point of eight bytes, and all are zero; stored anew for
+    every tensor they make up a tenth of a quantized MobileNet.
+    """
+    import flatbuffers
+
+    class Builder(flatbuffers.Builder):  # type: ignore[misc]
+        def __init__(self, size: int):
+            super().__init__(size)
+            self.written: dict[bytes, int] = {}
+
+        def CreateNumpyVector(self, x: Any) -> Any:  # noqa: N802 (the library's name)
+            if x.dtype != np.int64:
+                return super().CreateNumpyVector(x)
+            content = x.tobytes()
+            if content not in self.written:
+                self.written[content] = super().CreateNumpyVector(x)
+            return self.written[content]
+
+    return Builder(size)
 
 
 def buffer_of(model: Any, content: bytes) -> int:

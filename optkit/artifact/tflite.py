@@ -288,6 +288,7 @@ class TFLiteArtifact(Artifact):
                 self._shapes = shapes
             for port in self.inputs:
                 interpreter.set_tensor(port.index, port.quantize(batch[port.name]))
+            interpreter.reset_all_variables()  # no state goes over from the samples before
             interpreter.invoke()
         except (ValueError, RuntimeError) as error:
             self._shapes = None
