@@ -157,7 +157,7 @@ class Sensitivity:
         """The table, a row a layer, with its chart."""
         if self.method == "prune":
             return self._study_of_amounts()
-        columns = ["layer", "kind", "output error", f"{self.metric} change", "95 %", "saved bytes"]
+        columns = ["layer", "kind", "output error", "change", "95 %", "saved bytes"]
         last = {"int8": "operations", "int4": "bits"}[self.method]
         rows: list[tuple[Any, ...]] = []
         for row in self.layers:
@@ -176,7 +176,7 @@ class Sensitivity:
     def _study_of_amounts(self) -> Study:
         amounts = sorted({row.amount for row in self.layers if row.amount is not None})
         errors = tuple(f"error {amount:g}" for amount in amounts)
-        scores = tuple(f"{self.metric} {amount:g}" for amount in amounts)
+        scores = tuple(f"score {amount:g}" for amount in amounts)
         found = {(row.layer, row.amount): row for row in self.layers}
         rows: list[tuple[Any, ...]] = []
         for layer in self.order:
@@ -191,9 +191,10 @@ class Sensitivity:
         )
 
     def _told(self) -> tuple[str, ...]:
+        what = "score: the" if self.method == "prune" else "change: of the"
         said = (
-            f"on {self.samples} samples of validation; {self.metric} of the float model "
-            f"{self.score:.4g}"
+            f"{what} {self.metric}, which is {self.score:.4g} for the float "
+            f"model; on {self.samples} samples of validation"
         )
         return (said, *self.notes)
 
