@@ -18,7 +18,7 @@ from optkit.errors import ArgumentTypeError, DataError, OptkitError, PipelineErr
 from optkit.lookups import split_lookups
 from optkit.measuring.accuracy import compare_scores, score
 from optkit.metric import true_classes
-from optkit.models import clone, layers_by_path, nested_models, signature
+from optkit.models import batch_norms, clone, layers_by_path, nested_models, signature
 from optkit.quantize.int8 import EXACT, REPAIRS, ControlFlowError, Int8, Settings
 from optkit.quantize.ranges import ESTIMATORS
 from optkit.quantize.select import resolve
@@ -39,6 +39,7 @@ from optkit.quantize.sources import (
 __all__ = ["QuantizeINT8"]
 
 _MAX_DROP = 0.005
+_STATISTICS_SAMPLES = 1024
 _MISMATCH_SAMPLES = 64
 _BALANCE_SAMPLES = 2000
 _BALANCE = 0.2
@@ -337,9 +338,14 @@ def _reestimating(context: Context) -> Any:
         return None
 
     def reestimated(model: Any) -> Any:
-        twin = clone(model)
+        if not batch_norms(model):
+            return None
+        twin, part = clone(model), train
+        if train.samples is not None and train.samples > _STATISTICS_SAMPLES:
+            share = _STATISTICS_SAMPLES / train.samples
+            _, part, _ = train.cut(share, context.derive_seed("statistics"), False)
         names = reestimate_batch_norm(
-            twin, train, seed=context.derive_seed("batch norm"), include_frozen=True
+            twin, part, seed=context.derive_seed("batch norm"), include_frozen=True
         )
         return twin if names else None
 
@@ -392,7 +398,12 @@ def _require_differing(split: Split | None, count: int) -> None:
 def _compare_classes(split: Split, context: Context) -> str | None:
     """Says so where the classes of calibration are not in proportion to those of validation."""
     validation, task = context.data.validation, context.task
-    if validation is None or task.kind not in ("binary", "multiclass") or len(task.each) > 1:
+    if (
+        not split.labelled
+        or validation is None
+        or task.kind not in ("binary", "multiclass")
+        or len(task.each) > 1
+    ):
         return None
     counts = []
     for part in (split, validation):

@@ -9,7 +9,7 @@ rounding the activations shifts as well.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,13 @@ from optkit.flatbuffer import FLOAT32, buffer_of, packed, unpacked
 from optkit.quantize.calibrate import batches, observe, open_file
 from optkit.quantize.floatfile import FloatFile, Operation
 
-__all__ = ["correct_biases", "rounded_weights", "settle_biases"]
+__all__ = [
+    "correct_biases",
+    "rounded_weights",
+    "settle_biases",
+    "uncorrected",
+    "with_own_biases",
+]
 
 _CHANNEL = {"CONV_2D": 0, "FULLY_CONNECTED": 0, "DEPTHWISE_CONV_2D": 3}
 _LARGEST = {8: 127, 4: 7}
@@ -117,6 +123,58 @@ def settle_biases(
         if found is not None and item.outputs[0] in wanted:
             _lower_bias(model, item, found - wanted[item.outputs[0]])
     return dataclasses.replace(file, content=packed(model, len(file.content)))
+
+
+def uncorrected(file: FloatFile, exact: FloatFile) -> dict[int, tuple[int, bytes]]:
+    """Where a file with corrected biases holds them, and what stood there before.
+
+    A correction is for rounded numbers: an operator that is kept in float needs its own bias.
+
+    Args:
+        file: What `correct_biases` or `settle_biases` gave.
+        exact: The file that was given to it.
+
+    Returns:
+        By index of the operator, the place of its bias in the bytes of the file, and the bytes that
+        belong there if it stays in float.
+    """
+    model, before = unpacked(file.content), unpacked(exact.content)
+    start = _address(np.frombuffer(file.content, np.uint8))
+    found = {}
+    for item in file.operations:
+        if item.kind not in _CHANNEL:
+            continue
+        old, new = _bias_of(before, item), _bias_of(model, item)
+        if old is None or new is None or np.array_equal(old, new):
+            continue
+        graph = model.subgraphs[0]
+        tensor = graph.tensors[int(graph.operators[item.index].inputs[2])]
+        place = _address(np.asarray(model.buffers[tensor.buffer].data)) - start
+        found[item.index] = (place, old.astype(np.float32).tobytes())
+    return found
+
+
+def with_own_biases(
+    file: FloatFile, places: Mapping[int, tuple[int, bytes]], keep_float: Collection[int]
+) -> FloatFile:
+    """The file with the biases of operators that stay in float as they were.
+
+    Args:
+        file: What `correct_biases` or `settle_biases` gave.
+        places: What `uncorrected` found in it.
+        keep_float: Indices of operators that stay float.
+    """
+    changed = [places[index] for index in keep_float if index in places]
+    if not changed:
+        return file
+    content = bytearray(file.content)
+    for place, own in changed:
+        content[place : place + len(own)] = own
+    return dataclasses.replace(file, content=bytes(content))
+
+
+def _address(values: np.ndarray) -> int:
+    return int(values.__array_interface__["data"][0])
 
 
 def _first(found: Iterator[list[np.ndarray]]) -> list[np.ndarray]:

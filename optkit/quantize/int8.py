@@ -14,7 +14,12 @@ from optkit.errors import OptkitError
 from optkit.learned import LearnedRanges
 from optkit.metric import Metric
 from optkit.models import is_batch_norm, layers_by_path
-from optkit.quantize.bias import correct_biases, settle_biases
+from optkit.quantize.bias import (
+    correct_biases,
+    settle_biases,
+    uncorrected,
+    with_own_biases,
+)
 from optkit.quantize.calibrate import Ranges, calibrate, histograms
 from optkit.quantize.floatfile import FloatFile, float_file, layers_before
 from optkit.quantize.judge import Judge, Judgement
@@ -75,6 +80,9 @@ class _Candidate:
     ranges: Ranges
     keep: frozenset[int]
     judged: Judgement | None = None
+    estimator: str = "minmax"
+    #: Where the biases stand that were corrected, and what they were; see `uncorrected`.
+    own: Mapping[int, tuple[int, bytes]] = field(default_factory=dict)
 
 
 class Int8:
@@ -112,6 +120,7 @@ class Int8:
         self.notes: list[str] = []
         self.studies: list[Study] = []
         self._renamed: Mapping[str, str] = {}
+        self._tried: list[tuple[str, Judgement, bool]] = []
 
     # ------------------------------------------------------------------------------- the course
 
@@ -126,15 +135,14 @@ class Int8:
         if file.has_control_flow:
             raise ControlFlowError("Loops or branches are left in the float file.")
         self.notes += file.notes
-        ranges = self._calibrated(file)
         self.judge = judge = self._judge(file)
-        ranges = self._estimated(model, file, ranges)
-        keep = self._kept(model, file)
-        now = _Candidate(model, file, file, ranges, keep)
-        now = dataclasses.replace(now, judged=self._judged(now))
+        now = self._plain(model, file)
+        now = self._repaired(now, ("batch_norm", "equalize", "bias"))
+        now = self._estimated(now)
+        now = self._repaired(now, ("settle", "float_output"))
+        self._show_repairs()
         if settings.calibration_study:
             self._study_samples(now)
-        now = self._repaired(now)
         if settings.max_drop is not None and judge is not None:
             now = self._searched(now, settings.max_drop)
         content = self._made(now)
@@ -164,12 +172,19 @@ class Int8:
             return None
         return Judge(file, *self.chosen_on, self.metric)
 
+    def _plain(self, model: Any, file: FloatFile) -> _Candidate:
+        """The candidate of a model with ranges from the lowest to the highest value."""
+        ranges = self._narrowed(file, self._calibrated(file))
+        found = _Candidate(model, file, file, ranges, self._kept(model, file))
+        return dataclasses.replace(found, judged=self._judged(found))
+
     def _made(self, candidate: _Candidate, keep: frozenset[int] | None = None) -> bytes:
+        keep = candidate.keep if keep is None else keep
         return quantize(
-            candidate.file,
+            with_own_biases(candidate.file, candidate.own, keep),
             candidate.ranges,
             scheme=self._scheme(candidate.file),
-            keep_float=candidate.keep if keep is None else keep,
+            keep_float=keep,
             io=self.settings.io,
         )
 
@@ -185,23 +200,28 @@ class Int8:
     def _calibrated(self, file: FloatFile) -> Ranges:
         return _sound(calibrate(file, file.behind(self.samples)))
 
-    def _estimated(self, model: Any, file: FloatFile, extremes: Ranges) -> Ranges:
-        """Ranges by the way that was asked for, or by the best one."""
+    def _estimated(self, now: _Candidate) -> _Candidate:
+        """With ranges by the way that was asked for, or by the best one."""
         wanted = self.settings.ranges
-        kinds = [wanted] if wanted != "auto" else list(ESTIMATORS)
-        if self.learned is not None or (wanted == "auto" and self.judge is None):
-            kinds = ["minmax"]
-        seen = histograms(file, file.behind(self.samples), extremes) if kinds != ["minmax"] else {}
-        made = {kind: self._narrowed(file, estimate(kind, extremes, seen)) for kind in kinds}
-        self._estimator = kinds[0]
-        if len(kinds) > 1:
-            judged = {
-                kind: self._judged(_Candidate(model, file, file, ranges, self._kept(model, file)))
-                for kind, ranges in made.items()
-            }
-            self._estimator = self._best_of(judged)
-            self._show_estimators(judged)
-        return made[self._estimator]
+        if wanted == "minmax" or self.learned is not None or (wanted, self.judge) == ("auto", None):
+            return now
+        # Biases that were corrected leave the values as they are, but for a little.
+        file = now.exact
+        extremes = self._calibrated(file)
+        seen = histograms(file, file.behind(self.samples), extremes)
+        judged: dict[str, _Candidate] = {"minmax": now}
+        for kind in ESTIMATORS[1:] if wanted == "auto" else (wanted,):
+            ranges = self._narrowed(file, estimate(kind, extremes, seen))
+            other = dataclasses.replace(now, ranges=ranges, estimator=kind)
+            judged[kind] = dataclasses.replace(other, judged=self._judged(other))
+        if wanted != "auto":
+            return judged[wanted]
+        best = "minmax"
+        for kind, found in judged.items():
+            if self._helps(judged[best].judged, found.judged):
+                best = kind
+        self._show_estimators(judged, best)
+        return judged[best]
 
     def _narrowed(self, file: FloatFile, ranges: Ranges) -> Ranges:
         if "clip" in self.settings.repairs:
@@ -218,21 +238,12 @@ class Int8:
             self.notes += [said, *self.learned.notes]
         return taken
 
-    def _best_of(self, judged: Mapping[str, Judgement | None]) -> str:
-        """The way with the least error; a plainer one unless another is clearly better."""
-        best = ESTIMATORS[0]
-        for kind, found in judged.items():
-            now = judged[best]
-            if found is not None and now is not None and self._helps(now, found):
-                best = kind
-        return best
-
-    def _show_estimators(self, judged: Mapping[str, Judgement | None]) -> None:
+    def _show_estimators(self, judged: Mapping[str, _Candidate], best: str) -> None:
         assert self.judge is not None
         rows = tuple(
-            (kind, found.error, found.score, kind == self._estimator)
+            (kind, found.judged.error, found.judged.score, kind == best)
             for kind, found in judged.items()
-            if found is not None
+            if found.judged is not None
         )
         self.studies.append(
             Study(
@@ -253,28 +264,30 @@ class Int8:
 
     # ------------------------------------------------------------------------------------ repairs
 
-    def _helps(self, before: Judgement, after: Judgement) -> bool:
+    def _helps(self, before: Judgement | None, after: Judgement | None) -> bool:
         """Whether a change is clearly for the better, and not for the worse in the metric."""
-        assert self.judge is not None
-        return after.error < _HELPS * before.error and self.judge.drop(after) <= self.judge.drop(
-            before
-        )
+        if self.judge is None or before is None or after is None:
+            return False
+        worse = self.judge.drop(after) > self.judge.drop(before)
+        return after.error < _HELPS * before.error and not worse
 
-    def _repaired(self, now: _Candidate) -> _Candidate:
-        """Tries the repairs that are not exact, and keeps those that help."""
+    def _repaired(self, now: _Candidate, names: Collection[str]) -> _Candidate:
+        """Tries repairs that are not exact, one on top of the other, and keeps those that help."""
         judge = self.judge
-        if judge is None or now.judged is None or self.learned is not None:
+        if judge is None or self.learned is not None:
             return now
-        tried: list[tuple[str, Judgement | None, bool]] = [("none", now.judged, True)]
-        wanted = [name for name in REPAIRS if name in self.settings.repairs and name not in EXACT]
-        for name in wanted:
-            assert now.judged is not None
+        for name in names:
+            if name not in self.settings.repairs or now.judged is None:
+                continue
             if now.judged.error < _LOOK_CLOSER and judge.drop(now.judged) <= 0:
                 break
             candidate = self._try(name, now)
             if candidate is None or candidate.judged is None:
                 continue
             kept = self._is_better(name, now.judged, candidate.judged)
+            if not self._tried:
+                self._tried.append(("none", now.judged, True))
+            self._tried.append((name, candidate.judged, kept))
             if kept:
                 self.notes.append(self._why_kept(name, now.judged, candidate.judged))
                 now = candidate
@@ -282,19 +295,22 @@ class Int8:
                 # Another float model: what comes after should be as near to that one.
                 judge.compare_with(now.file)
                 now = dataclasses.replace(now, judged=self._judged(now))
-            tried.append((name, now.judged if kept else candidate.judged, kept))
-        if len(tried) > 1:
-            self.studies.append(
-                Study(
-                    "Repairs, one on top of the other",
-                    ("repair", "output error", judge.metric.name, "kept"),
-                    tuple(
-                        (_NAMES[n], j.error, j.score, kept) for n, j, kept in tried if j is not None
-                    ),
-                    notes=self._how_judged(),
-                )
-            )
         return now
+
+    def _show_repairs(self) -> None:
+        if self.judge is None or not self._tried:
+            return
+        self.studies.append(
+            Study(
+                "Repairs, one on top of the other",
+                ("repair", "output error", self.judge.metric.name, "kept"),
+                tuple(
+                    (_NAMES[name], judged.error, judged.score, kept)
+                    for name, judged, kept in self._tried
+                ),
+                notes=self._how_judged(),
+            )
+        )
 
     def _is_better(self, name: str, before: Judgement, after: Judgement) -> bool:
         assert self.judge is not None
@@ -323,15 +339,15 @@ class Int8:
         """The candidate with one more repair; ``None`` where it does not apply."""
         if name == "bias":
             file = correct_biases(now.exact, now.exact.behind(self.samples))
-            fresh = dataclasses.replace(now, file=file)
+            fresh = dataclasses.replace(now, file=file, own=uncorrected(file, now.exact))
         elif name == "settle":
             file = settle_biases(
                 now.exact,
-                lambda part: self._made(dataclasses.replace(now, file=part)),
+                lambda part: self._made(dataclasses.replace(now, file=part, own={})),
                 now.exact.behind(self.samples),
                 now.keep,
             )
-            fresh = dataclasses.replace(now, file=file)
+            fresh = dataclasses.replace(now, file=file, own=uncorrected(file, now.exact))
         elif name == "float_output":
             ends = frozenset(
                 item.index
@@ -347,13 +363,7 @@ class Int8:
             other = self._other_model(name, now.model)
             if other is None:
                 return None
-            file = float_file(other, self.settings.input_shapes)
-            extremes = self._calibrated(file)
-            seen = {}
-            if self._estimator != "minmax":
-                seen = histograms(file, file.behind(self.samples), extremes)
-            ranges = self._narrowed(file, estimate(self._estimator, extremes, seen))
-            fresh = _Candidate(other, file, file, ranges, self._kept(other, file))
+            return self._plain(other, float_file(other, self.settings.input_shapes))
         return dataclasses.replace(fresh, judged=self._judged(fresh))
 
     def _other_model(self, name: str, model: Any) -> Any:
@@ -431,6 +441,12 @@ class Int8:
     def _searched(self, now: _Candidate, max_drop: float) -> _Candidate:
         """Returns layers to float until the drop is within the budget."""
         assert self.judge is not None
+        if self.judge.y is None:
+            self.notes.append(
+                "keep_float='auto': NOT SEARCHED, as there are no samples with targets to set aside "
+                "for it: validation needs at least 4, of which one half is searched on"
+            )
+            return now
         fixed = now.keep
         layers = {
             layer: indices - fixed
@@ -538,33 +554,41 @@ class Int8:
         Args:
             samples: Inputs of the model, such as those of the validation split.
         """
+        if self.learned is not None:  # what training learned to clip is meant to be
+            return []
         file, ranges = self.final.file, self.final.ranges
-        others = calibrate(file, file.behind(samples))
-        seen = histograms(file, file.behind(samples), others)
+        if self.final.estimator != "minmax":  # the others clip on purpose
+            ranges = self._narrowed(file, self._calibrated(file))
+        every = list(file.behind(samples)())
+        others = calibrate(file, lambda: iter(every))
+        seen = histograms(file, lambda: iter(every), others)
+        if "clip" in self.settings.repairs:
+            others = clip_aware(file, others)
         values = outside = 0
         worst: tuple[float, str] = (0.0, "")
         widths = []
         for name, counted in seen.items():
             if name not in ranges:
                 continue
-            low, high = ranges[name]
-            edge = (counted.centers < low) | (counted.centers > high)
+            low, high = _with_zero(*ranges[name])
+            centers = np.clip(counted.centers, *others[name])
+            edge = (centers < low) | (centers > high)
             out, total = int(counted.counts[edge].sum()), int(counted.counts.sum())
             values, outside = values + total, outside + out
             worst = max(worst, (out / total, name))
-            seen_width = others[name][1] - others[name][0]
-            widths.append((high - low) / seen_width)
+            seen_low, seen_high = _with_zero(*others[name])
+            widths.append((high - low) / (seen_high - seen_low))
         said = []
         if values and outside / values > _CLIPPED:
             said.append(
-                f"calibration does not cover validation: {100 * outside / values:.2g} % of its "
-                f"activations are clipped, {100 * worst[0]:.2g} % of those of "
+                f"calibration does not cover validation: {_percent(outside / values)} of its "
+                f"activations are clipped, {_percent(worst[0])} of those of "
                 f"{file.readable(worst[1]).partition(';')[0]!r}"
             )
         wide = float(np.median(widths)) if widths else 1.0
-        if wide > _NARROW:
+        if wide > _NARROW and len(every) >= _FEWER:  # few samples do not reach far by themselves
             said.append(
-                f"calibrated ranges are {wide:.2g} times as wide as validation needs, so that most "
+                f"calibrated ranges are {wide:.3g} times as wide as validation needs, so that most "
                 "of the 8 bits are never used: are calibration and validation scaled alike?"
             )
         return said
@@ -586,6 +610,15 @@ def _sound(ranges: Ranges) -> Ranges:
         name: (low, high) if low < 0 or high > 0 else (0.0, 1.0)
         for name, (low, high) in ranges.items()
     }
+
+
+def _with_zero(low: float, high: float) -> tuple[float, float]:
+    """A range as it is stored: 0 is in it, as it must have a number of its own."""
+    return min(low, 0.0), max(high, 0.0)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
 
 
 def _listed(names: Collection[str]) -> str:

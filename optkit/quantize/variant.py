@@ -30,6 +30,8 @@ __all__ = ["Scheme", "engine_of", "float_operations", "quantize"]
 _BOUNDED = (2, 3)  # activations from -1 to 1, and from 0 to 6
 #: The narrowest range of such an activation, by bits.
 _NARROWEST = {8: 1e-6, 16: 1e-4}
+#: Operators that ai-edge-quantizer calls other than LiteRT does.
+_NAMED_OTHERWISE = {"CONV_2D_TRANSPOSE": "TRANSPOSE_CONV"}
 _UNPACKING = frozenset({"QUANTIZE", "DEQUANTIZE"})
 
 
@@ -87,7 +89,7 @@ def quantize(
 def engine_of(file: FloatFile, scheme: Scheme | None = None) -> str:
     """Which engine treats more of the operators of a file: see `quantize`."""
     scheme = scheme or Scheme()
-    if scheme.activations != 8 or scheme.weights != 8:
+    if scheme.activations != 8 or scheme.weights != 8 or scheme.layer_weights:
         return "ai-edge-quantizer"
     known = _known_operators()
     return "ai-edge-quantizer" if not foreign(file, known) else "tensorflow"
@@ -110,7 +112,8 @@ def _known_operators() -> frozenset[str]:
     from ai_edge_quantizer import default_policy
 
     policy = json.loads(default_policy.DEFAULT_JSON_POLICY)
-    return frozenset(policy["ops_per_config"]["static_wi8_ai8"])
+    names = policy["ops_per_config"]["static_wi8_ai8"]
+    return frozenset(_NAMED_OTHERWISE.get(name, name) for name in names)
 
 
 # ------------------------------------------------------------------------------- ai-edge-quantizer
