@@ -132,6 +132,53 @@ def test_pruning_is_what_a_copy_pruned_by_hand_gives(trained, data):
             assert got.bytes == 4 * kernel.size
 
 
+def test_nothing_but_the_layer_is_quantized(data):
+    from optkit.quantize import calibrate, float_file, float_operations
+    from optkit.quantize.scan import quantize_alone, round_alone
+    from optkit.quantize.select import groups
+
+    file = float_file(small_model())
+    x = data.validation[0][:20]
+    ranges = calibrate(file, lambda: ([x[i : i + 1]] for i in range(20)))
+    every = len(float_operations(file.content))
+    for operations in groups(file).values():
+        content = quantize_alone(file, ranges, operations)
+        assert len(float_operations(content)) == every - len(operations)
+        made = ok.TFLiteArtifact(content)
+        assert [port.dtype for port in (*made.inputs, *made.outputs)] == [np.float32, np.float32]
+    assert round_alone(file, groups(file)["pool"], 4) is None
+    rounded = round_alone(file, groups(file)["conv"], 8)
+    layers = {item.name: item for item in ok.TFLiteArtifact(rounded.content).layers()}
+    assert {item.dtype for item in layers.values() if item.parameters} == {"float32"}
+    assert rounded.bits == 8
+    assert rounded.saved == 3 * 72
+
+
+def test_a_kernel_in_two_places_is_rounded_where_the_layer_is_alone(table):
+    """Constants that happen to be equal are stored once; the other layer keeps its own."""
+    import tf_keras
+
+    x = table[0]
+    given = tf_keras.Input((FEATURES,), name="x")
+    first, second = (tf_keras.layers.Dense(3, name=name) for name in ("first", "second"))
+    above = tf_keras.layers.ReLU()(given)  # of another input, or one operator would do for both
+    model = tf_keras.Model(given, tf_keras.layers.Concatenate()([first(given), second(above)]))
+    kernel = np.random.default_rng(1).normal(size=(FEATURES, 3)).astype("float32")
+    for layer in (first, second):
+        layer.set_weights([kernel, np.zeros(3)])
+    model.compile("sgd", "mse")
+    wanted = model.predict(x, verbose=0)
+    found = ok.sensitivity(model, (x, wanted), "int4", metric="mse")
+    scale = np.abs(kernel).max(axis=0) / 7
+    rounded = np.rint(kernel / scale) * scale
+    one, other = x @ rounded, np.maximum(x, 0) @ rounded
+    expected = {
+        "first": relative_error(wanted, np.hstack([one, wanted[:, 3:]])),
+        "second": relative_error(wanted, np.hstack([wanted[:, :3], other])),
+    }
+    assert {item.layer: item.error for item in found.layers} == pytest.approx(expected, rel=1e-3)
+
+
 # ------------------------------------------------------------------------------------- the order
 
 
@@ -590,6 +637,20 @@ def test_wrong_arguments_are_refused(table):
         ok.sensitivity(model, [x, y])
 
 
+def test_what_loops_inside_is_refused_in_8_bits_and_can_be_pruned(table):
+    import tensorflow as tf
+    import tf_keras
+
+    x, y, _ = table
+    given = tf_keras.Input((FEATURES,), name="x")
+    looped = tf_keras.layers.Lambda(lambda rows: tf.map_fn(tf.math.cumsum, rows), name="loop")
+    scores = tf_keras.layers.Dense(CLASSES, activation="softmax", name="scores")
+    model = tf_keras.Model(given, scores(looped(given)))
+    with pytest.raises(ok.ModelError, match=r"Loops or branches are left.*'prune'"):
+        ok.sensitivity(model, (x, y), "int8")
+    assert ok.sensitivity(model, (x, y), "prune").order == ("scores",)
+
+
 def test_models_without_layers_or_weights_are_refused(trained, data, tmp_path):
     import tf_keras
 
@@ -608,3 +669,17 @@ def test_models_without_layers_or_weights_are_refused(trained, data, tmp_path):
         ok.sensitivity(empty, images)
     with pytest.raises(ok.ModelError, match="Expected a Keras model"):
         ok.sensitivity(3, data)
+
+
+def test_a_graph_without_layers_is_refused(tmp_path):
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.weight = tf.Variable(tf.ones((3, 2)))
+    module.call = tf.function(
+        lambda x: x @ module.weight, input_signature=[tf.TensorSpec((None, 3), tf.float32)]
+    )
+    tf.saved_model.save(module, tmp_path, {"serving_default": module.call})
+    data = np.ones((8, 3), "float32"), np.arange(8) % 2
+    with pytest.raises(ok.ModelError, match="graph without layers"):
+        ok.sensitivity(tmp_path, data)
