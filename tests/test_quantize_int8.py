@@ -289,3 +289,395 @@ def test_a_saved_model(tmp_path, dense):
         run(str(tmp_path / "saved"), data, keep_float=["hidden"])
     searched = run(str(tmp_path / "saved"), data, keep_float="auto", max_drop=0.5)
     assert said(searched, "keep_float='auto': no layer in float")
+
+
+# ------------------------------------------------------------------------------- bad input
+
+
+X = noise(120, 6, 6, 2)
+Y = np.arange(120) % 3
+
+
+def cnn(outputs=3, activation="softmax"):
+    return keras.Sequential(
+        [
+            keras.Input((6, 6, 2), name="image"),
+            layers.Conv2D(6, 3, activation="relu", name="conv"),
+            layers.GlobalAveragePooling2D(name="pool"),
+            layers.Dense(outputs, activation=activation, name="out"),
+        ],
+        name="cnn",
+    )
+
+
+def splits(**others):
+    return ok.Data(**({"train": (X, Y), "validation": (X, Y), "test": (X, Y)} | others))
+
+
+def spoiled(value):
+    x = X.copy()
+    x[7, 0, 0, 0] = value
+    return x
+
+
+def batches(x, y=Y):
+    return tf.data.Dataset.from_tensor_slices((x, y[: len(x)])).batch(16)
+
+
+def generated(x):
+    def generate():
+        for start in range(0, 120, 20):
+            yield x[start : start + 20], Y[start : start + 20]
+
+    return generate
+
+
+REFUSED_DATA = {
+    "constant": (lambda: splits(calibration=np.ones_like(X)), "calibration samples looked at are"),
+    "zeros": (lambda: splits(calibration=np.zeros_like(X)), "calibration samples looked at are"),
+    "a constant stream": (lambda: splits(calibration=batches(X * 0 + 1)), "looked at are the same"),
+    "empty": (lambda: splits(calibration=X[:0]), "`calibration` is empty"),
+    "an empty stream": (lambda: splits(calibration=batches(X[:0])), "`calibration` is empty"),
+    "NaN": (lambda: splits(calibration=spoiled(np.nan)), "hold NaN or infinite"),
+    "infinite": (lambda: splits(calibration=spoiled(np.inf)), "hold NaN or infinite"),
+    "a stream with NaN": (lambda: splits(calibration=batches(spoiled(np.nan))), "hold NaN or inf"),
+    "NaN in train": (lambda: splits(train=(spoiled(np.nan), Y)), "hold NaN or infinite"),
+    "a generator with NaN": (
+        lambda: splits(train=generated(spoiled(np.nan)), steps=6),
+        "hold NaN or infinite",
+    ),
+    "another shape": (lambda: splits(calibration=noise(30, 5, 5, 2)), "expected shape"),
+}
+
+
+@pytest.mark.parametrize("case", list(REFUSED_DATA))
+def test_bad_calibration_data_is_refused_before_any_training(case):
+    make, message = REFUSED_DATA[case]
+    with pytest.raises(ok.DataError, match=message):
+        ok.Pipeline([ok.FineTune(1, 1e-3), ok.QuantizeINT8()]).check(cnn(), make())
+
+
+def test_nothing_to_calibrate_on_is_refused():
+    with pytest.raises(ok.OptkitError, match="calibration"):
+        run(cnn(), ok.Data(test=(X, Y)))
+    with pytest.raises(ok.OptkitError, match="no split with targets"):
+        run(cnn(), ok.Data(calibration=X))
+
+
+def test_calibration_of_another_scale_is_said():
+    result = run(cnn(), splits(calibration=X * 255))
+    assert said(result, "outside the training data's -")
+    (wide,) = said(result, "times as wide as validation needs")
+    assert 200 < float(wide.split()[3]) < 320
+    assert not said(result, "does not cover")
+    narrow = run(cnn(), splits(calibration=X / 255))
+    (clipped,) = said(narrow, "calibration does not cover validation")
+    assert 50 < float(clipped.partition("validation: ")[2].split()[0]) <= 100
+    assert not said(narrow, "times as wide")
+    good = run(cnn(), splits())
+    for words in ("scaled alike", "does not cover", "few calibration", "classes of calibration"):
+        assert not said(good, words)
+
+
+def test_what_readers_do_not_tell_apart_does_not_count_as_clipped():
+    """The inputs of a sigmoid go far beyond 8, and nothing is lost by that."""
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 2)),
+            layers.Conv2D(4, 3, name="conv", kernel_initializer="zeros"),
+            layers.Activation("sigmoid", name="gate"),
+            layers.Flatten(name="flat"),
+            layers.Dense(3, name="out"),
+        ]
+    )
+    model.get_layer("conv").kernel.assign(20 * noise(3, 3, 2, 4))
+    assert not said(run(model, splits(), ranges="minmax"), "does not cover")
+    assert not said(run(model, splits(), ranges="mse"), "does not cover")
+
+
+def test_few_samples_are_said():
+    result = run(cnn(), splits(calibration=X[:5]))
+    assert said(result, "few calibration samples (5 < 50)")
+    assert said(run(cnn(), splits(), 10), "few calibration samples (10 < 50)")
+
+
+def test_classes_out_of_proportion_are_said():
+    ones = (X[:60], np.zeros(60, int))
+    for data in (splits(calibration=ones), splits(calibration=batches(*ones))):
+        (note,) = said(run(cnn(), data), "classes of calibration are not those of validation")
+        assert "67 % of the samples would have to change class" in note
+        assert "class 0 (100 % against 33 %)" in note
+    even = splits(calibration=(X[:60], Y[:60]))
+    assert not said(run(cnn(), even), "classes of calibration")
+    # Without targets nothing is known of its classes.
+    assert not said(run(cnn(), splits(calibration=X)), "classes of calibration")
+
+
+def test_a_model_that_overflows_on_the_samples():
+    with pytest.raises(ok.PassError, match=r"'cnn/conv/Relu' reaches .* the model overflows"):
+        run(cnn(), splits(calibration=X * 3e38))
+    broken = cnn()
+    broken.get_layer("conv").kernel.assign(np.full((3, 3, 2, 6), 1e38))
+    with pytest.raises(ok.ModelError, match="NaN or infinite outputs"):
+        run(broken, splits(test=(X + 9, Y)))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "nearest"),
+    [("conv2", "conv, Conv2D"), ("Conv2DTranspos", "Conv2D"), ("outt", "out"), ("zzzz", "None is")],
+)
+def test_unknown_layers_are_refused_with_the_nearest_names(wanted, nearest):
+    with pytest.raises(ok.PipelineError, match=f"{wanted}.*has no layer.*{nearest}"):
+        ok.Pipeline([ok.FineTune(1), ok.QuantizeINT8(keep_float=[wanted])]).check(cnn(), splits())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_drop": -0.1, "keep_float": "auto"}, "max_drop"),
+        ({"max_drop": float("nan"), "keep_float": "auto"}, "max_drop"),
+        ({"max_drop": "much", "keep_float": "auto"}, "max_drop"),
+        ({"max_drop": 0.1}, 'Pass `keep_float="auto"`'),
+        ({"max_drop": 0.1, "keep_float": ["conv"]}, 'Pass `keep_float="auto"`'),
+        ({"repairs": "all"}, "repairs"),
+        ({"repairs": ["fold", "mend"]}, "'mend'"),
+        ({"repairs": 3}, "repairs"),
+        ({"ranges": "kl"}, "ranges"),
+        ({"io": "uint8"}, "io"),
+        ({"keep_float": "conv"}, "a list of names or classes"),
+        ({"keep_float": 3}, "a list of names or classes"),
+        ({"keep_float": {"conv"}}, "a list of names or classes"),
+        ({"keep_float": ["conv", 3]}, "names or classes of layers"),
+        ({"keep_float": [""]}, "names or classes of layers"),
+        ({"keep_float": [layers.Dense(2)]}, "names or classes of layers"),
+        ({"calibration_samples": 0}, "at least 1"),
+        ({"calibration_samples": 2.5}, "whole number"),
+        ({"calibration_samples": True}, "whole number"),
+        ({"search_samples": 0}, "at least 1"),
+        ({"calibration_study": 1}, "True or False"),
+    ],
+)
+def test_bad_arguments(settings, message):
+    with pytest.raises(ok.PipelineError, match=message):
+        ok.QuantizeINT8(**settings)
+
+
+def test_what_is_in_integers_already_is_refused(tmp_path):
+    with pytest.raises(ok.PipelineError, match="takes a keras artifact, and step 1, QuantizeINT8"):
+        ok.Pipeline([ok.QuantizeINT8(), ok.QuantizeINT8()])
+    made = run(cnn(), splits()).artifact
+    path = made.save(tmp_path / "made.tflite")
+    for given, message in ((made, "Expected a Keras model"), (path, "is a TFLite file")):
+        with pytest.raises(ok.ModelError, match=message):
+            run(given, splits())
+
+
+# ------------------------------------------------------------------------------- odd models
+
+
+def test_an_image_and_a_vector():
+    image, vector = keras.Input((6, 6, 2), name="image"), keras.Input((4,), name="vector")
+    flat = layers.Flatten(name="flat")(layers.Conv2D(3, 3, activation="relu", name="conv")(image))
+    joined = layers.Concatenate(name="join")([flat, layers.Dense(4, name="dense")(vector)])
+    model = keras.Model([image, vector], layers.Dense(3, name="out")(joined))
+    x = {"image": X, "vector": 40 * noise(120, 4, seed=1)}  # each input has a scale of its own
+    result = run(model, data_of(x, Y))
+    scales = {port.name: port.scale for port in result.artifact.inputs}
+    assert scales["vector"] > 20 * scales["image"]
+    wanted = model.predict(x, verbose=0)
+    assert np.abs(result.artifact.predict(x) - wanted).max() < 0.03 * np.ptp(wanted)
+    with pytest.raises(ok.DataError, match="hold NaN"):
+        run(model, data_of(x, Y, calibration=x | {"vector": np.full((120, 4), np.nan, "f")}))
+
+
+@pytest.mark.parametrize("kind", ["a dead ReLU", "a dead ReLU6", "no weights", "a constant"])
+def test_activations_that_never_leave_zero(kind):
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 2)),
+            layers.Conv2D(6, 3, name="conv"),
+            layers.ReLU(6.0 if "6" in kind else None, name="relu"),
+            layers.Conv2D(3, 2, activation="relu", name="second"),
+            layers.GlobalAveragePooling2D(name="pool"),
+            layers.Dense(3, name="out"),
+        ]
+    )
+    conv, out = model.get_layer("conv"), model.get_layer("out")
+    out.bias.assign([0.5, -0.25, 1.0])
+    if kind.startswith("a dead"):
+        conv.bias.assign(np.full(6, -100.0))
+    elif kind == "no weights":
+        conv.kernel.assign(np.zeros_like(conv.kernel))
+    else:
+        out.kernel.assign(np.zeros_like(out.kernel))
+    for io in ("int8", "float32"):
+        result = run(model, splits(), io=io, keep_float="auto")
+        found = result.artifact.predict(X)
+        assert found == pytest.approx(model.predict(X, verbose=0), abs=1.25 / 255)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2, 3), (2, 2, 3), (2, 2, 2, 1)])
+def test_outputs_of_any_rank(shape):
+    width = int(np.prod(shape, initial=1))
+    x = keras.Input((5,))
+    y = layers.Dense(width, name="dense")(x)
+    if shape == ():
+        y = layers.Lambda(lambda t: t[:, 0], name="first")(y)
+    elif len(shape) > 1:
+        y = layers.Reshape(shape, name="shaped")(y)
+    model = keras.Model(x, y)
+    samples = noise(60, 5)
+    targets = model.predict(samples, verbose=0)
+    assert targets.shape == (60, *shape)
+    result = run(model, data_of(samples, targets))
+    found = result.artifact.predict(samples)
+    assert found.shape == targets.shape
+    assert np.abs(found - targets).max() < 0.03 * np.ptp(targets)
+    assert result.artifact.predict(samples[:0]).shape == (0, *shape)
+
+
+# ------------------------------------------------------------------------- odd ways to be judged
+
+
+def test_one_sample_of_validation_is_no_ground_for_choosing():
+    one = splits(validation=(X[:1], Y[:1]))
+    result = run(cnn(), one, keep_float="auto")
+    assert said(result, "keep_float='auto': NOT SEARCHED")
+    assert not said(result, "allowed")
+    assert not said(result, "times as wide")  # one sample never reaches far
+    assert said(result, "of 1 samples")
+    assert not said(run(cnn(), one), "SEARCHED")
+
+
+def test_only_calibration_and_test():
+    result = run(cnn(), ok.Data(calibration=X, test=(X, Y)), calibration_study=True)
+    assert said(result, "calibrated on 120 samples")
+    assert result.report.final.accuracy is not None
+    with pytest.raises(ok.DataError, match="no `validation` split"):
+        run(cnn(), ok.Data(calibration=X, test=(X, Y)), keep_float="auto")
+
+
+TASKS = {
+    "regression": (lambda: cnn(2, None), X[:, 0, 0], "mean_absolute_error"),
+    "multi-label": (lambda: cnn(4, "sigmoid"), noise(120, 4) > 0, "accuracy"),
+    "binary": (lambda: cnn(1, "sigmoid"), noise(120) > 0, "accuracy"),
+    "one-hot": (lambda: cnn(3), np.eye(3, dtype="f")[Y], "accuracy"),
+}
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+@pytest.mark.parametrize("stream", [False, True])
+def test_searching_by_any_metric(task, stream):
+    make, y, metric = TASKS[task]
+    y = y.astype("f")
+    validation = batches(X, y) if stream else (X, y)
+    data = ok.Data(train=(X, y), validation=validation, test=(X, y))
+    result = run(make(), data, keep_float="auto", max_drop=10.0)
+    assert result.report.metric == metric
+    assert said(result, "no layer in float for a drop of")
+    assert said(result, f"{metric} changed by")
+    (table,) = [s for s in result.report.rows[0].studies if s.title.startswith("Layers in float")]
+    assert table.columns[3] == metric
+    assert {row[0] for row in table.rows} == {"conv", "pool", "out"}
+
+
+def test_several_outputs_with_a_metric_on_one():
+    x = keras.Input((6, 6, 2))
+    hidden = layers.GlobalAveragePooling2D(name="pool")(layers.Conv2D(4, 3, name="conv")(x))
+    heads = {
+        "kind": layers.Dense(3, activation="softmax", name="first")(hidden),
+        "size": layers.Dense(1, name="second")(hidden),
+    }
+    model = keras.Model(x, heads)
+    data = data_of(X, {"kind": Y, "size": X[:, 0, 0, 0]})
+    fast = {"latency_seconds": 0, "memory": False}
+    for metric, columns in (({"size": "mae"}, "size"), (None, "kind")):
+        measure = ok.Measure(metric=metric, **fast) if metric else ok.Measure(**fast)
+        result = ok.Pipeline([ok.QuantizeINT8(keep_float="auto", max_drop=10.0)]).run(
+            model, data, measure=measure
+        )
+        assert said(result, "kind: agrees with the float model on")
+        assert said(result, "size: differs from the float model by")
+        found = result.artifact.predict(X)
+        wanted = model.predict(X, verbose=0)
+        for name in heads:
+            assert np.abs(found[name] - wanted[name]).max() < 0.06 * np.ptp(wanted[name])
+        (table,) = [s for s in result.report.rows[0].studies if s.title.startswith("Layers")]
+        assert len(table.rows) >= 4
+        assert columns in found
+
+
+def test_a_callable_metric():
+    measure = ok.Measure(
+        latency_seconds=0,
+        memory=False,
+        metric=lambda y, outputs: float((y == outputs.argmax(-1)).mean()),
+        higher_is_better=True,
+    )
+    result = ok.Pipeline([ok.QuantizeINT8(keep_float="auto", max_drop=1.0)]).run(
+        cnn(), splits(), measure=measure
+    )
+    assert said(result, "no layer in float for a drop of")
+
+
+# ------------------------------------------------------------------------- configurations, stages
+
+
+def test_stages_are_taken_from_the_workdir_with_their_studies(tmp_path):
+    def once(**settings):
+        passes = [ok.QuantizeINT8(keep_float="auto", calibration_study=True, **settings)]
+        return ok.Pipeline(passes).run(cnn(), splits(), workdir=tmp_path)
+
+    keras.utils.set_random_seed(3)
+    first = once()
+    keras.utils.set_random_seed(3)
+    second = once()
+    assert first.artifact.content == second.artifact.content
+    one, other = first.report.rows[0], second.report.rows[0]
+    assert [s.to_dict() for s in one.studies] == [s.to_dict() for s in other.studies]
+    assert {"Calibration samples", "Layers in float, one at a time"} <= {
+        s.title for s in other.studies
+    }
+    assert one.notes == other.notes
+
+
+def test_the_study_of_calibration_samples_ends_with_all_of_them():
+    result = run(cnn(), splits(), 50, calibration_study=True)
+    (study,) = [s for s in result.report.rows[0].studies if s.title == "Calibration samples"]
+    assert [row[0] for row in study.rows] == [8, 16, 32, 50]
+    table = study.to_frame()
+    assert table["output error"].iloc[-1] <= table["output error"].iloc[0]
+
+
+@pytest.mark.parametrize("kept", [["conv", "Dense"], ("conv",), [], "auto", None])
+def test_configurations_go_to_json_and_back(tmp_path, kept):
+    item = ok.QuantizeINT8(64, io="float32", ranges="mse", repairs=["fold"], keep_float=kept)
+    assert item.get_config() == {
+        "calibration_samples": 64,
+        "io": "float32",
+        "input_shape": None,
+        "ranges": "mse",
+        "repairs": ["fold"],
+        "keep_float": kept,
+        "max_drop": None,
+        "search_samples": 512,
+        "calibration_study": False,
+    }
+    ok.Pipeline([item]).to_json(tmp_path / "pipeline.json")
+    (again,) = ok.Pipeline.from_json(tmp_path / "pipeline.json")
+    assert again.get_config() == item.get_config()
+    assert repr(again) == repr(item)
+
+
+def test_classes_of_layers_are_no_json_but_their_names_are(tmp_path):
+    item = ok.QuantizeINT8(keep_float=[layers.Dense])
+    assert item.get_config()["keep_float"] == [layers.Dense]
+    with pytest.raises(ok.PipelineError, match=r"`QuantizeINT8\.keep_float` cannot be stored"):
+        ok.Pipeline([item]).to_json(tmp_path / "pipeline.json")
+    model, data = cnn(), splits()
+    by_class, by_name = (
+        run(model, data, ranges="minmax", repairs="none", keep_float=[kept])
+        for kept in (layers.Dense, "Dense")
+    )
+    assert by_class.artifact.content == by_name.artifact.content
+    assert in_float(by_class) == {"FULLY_CONNECTED", "SOFTMAX"}

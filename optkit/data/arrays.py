@@ -80,14 +80,17 @@ class ArraySplit(Split):
         x, y, weights = parts
         x = read_inputs(name, x, inputs, notes)
         length = batch_length(x)
-        y = np.zeros(length, np.int8) if y is None else targets.from_arrays(name, y)
+        labelled = y is not None
+        y = targets.from_arrays(name, y) if labelled else np.zeros(length, np.int8)
         counts = {length, *map(len, leaves_of(y))}
         if len(counts) > 1:
             counted = " and ".join(map(str, sorted(counts)))
             raise DataError(f"`{name}` has inputs and targets of different lengths: {counted}.")
         if weights is not None:
             weights = read_weights(name, weights, length, targets)
-        return cls(name, x, y, inputs, batch_size=batch_size, weights=weights)
+        split = cls(name, x, y, inputs, batch_size=batch_size, weights=weights)
+        split.labelled = labelled
+        return split
 
     @property
     def fingerprint(self) -> str:  # type: ignore[override]

@@ -135,6 +135,7 @@ class Split(abc.ABC):
         batch_size: Samples a batch.
         fingerprint: Changes with the content; ``None`` where that cannot be known.
         weighted: Whether its samples have weights.
+        labelled: Whether its samples came with targets; those of calibration need none.
     """
 
     name: str
@@ -144,6 +145,7 @@ class Split(abc.ABC):
     batch_size: int
     fingerprint: str | None
     weighted: bool = False
+    labelled: bool = True
 
     @property
     def identity(self) -> tuple[Any, ...] | None:

@@ -115,10 +115,12 @@ def _stacked(samples: list[list[np.ndarray]]) -> list[np.ndarray]:
 
 
 def _checked(ranges: Ranges, file: FloatFile) -> Ranges:
-    for name, (low, high) in ranges.items():
+    made = [name for item in file.operations for name in item.outputs if name in ranges]
+    for name in dict.fromkeys([*made, *ranges]):  # what overflows first spoils all that follows
+        low, high = ranges[name]
         if not (np.isfinite(low) and np.isfinite(high)):
             raise OptkitError(
-                f"Activation {file.readable(name)!r} reaches {low:g} to {high:g} on the calibration "
+                f"Activation {file.readable(name).partition(';')[0]!r} reaches {low:g} to {high:g} on the calibration "
                 "samples, which are finite themselves: the model overflows on them, and what it "
                 "gives there is no number. Check how inputs are scaled."
             )
