@@ -9,6 +9,7 @@ rounding the activations shifts as well.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -67,7 +68,7 @@ def correct_biases(file: FloatFile, samples: Samples, bits: int = 8) -> FloatFil
     References:
         Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019.
     """
-    places = [item for item in file.operations if item.kind in _CHANNEL and item.weights]
+    places = _correctable(file)
     means = _means(file, batches(file, samples), {item.inputs[0] for item in places})
     model = unpacked(file.content)
     graph = model.subgraphs[0]
@@ -111,10 +112,8 @@ def settle_biases(
     model = unpacked(file.content)
     places = [
         item
-        for item in file.operations
-        if item.kind in _CHANNEL
-        and item.index not in keep_float
-        and _bias_of(model, item) is not None
+        for item in _correctable(file)
+        if item.index not in keep_float and _bias_of(model, item) is not None
     ]
     wanted = _means(file, iter([part]), {item.outputs[0] for item in places})
     for item in places:
@@ -123,6 +122,19 @@ def settle_biases(
         if found is not None and item.outputs[0] in wanted:
             _lower_bias(model, item, found - wanted[item.outputs[0]])
     return dataclasses.replace(file, content=packed(model, len(file.content)))
+
+
+def _correctable(file: FloatFile) -> list[Operation]:
+    """Convolutions and dense layers whose weights no other operator uses.
+
+    A layer that is used several times, in each step of a recurrent one say, has one bias for all.
+    """
+    users: Counter[str] = Counter(name for item in file.operations for name in item.weights)
+    return [
+        item
+        for item in file.operations
+        if item.kind in _CHANNEL and item.weights and all(users[name] == 1 for name in item.weights)
+    ]
 
 
 def uncorrected(file: FloatFile, exact: FloatFile) -> dict[int, tuple[int, bytes]]:

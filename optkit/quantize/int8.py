@@ -44,10 +44,10 @@ _HELPS = 0.95  # share of the error that may be left by a repair that is kept
 _FEWER = 8  # calibration samples that a study begins with
 _NARROW = 2.0  # how many times as wide as seen ranges may be before that is said
 _CLIPPED = 0.001  # share of the activations out of range from which on that is said
-_IN_FLOAT_ANYWAY = frozenset({"CAST", "SHAPE", "QUANTIZE", "DEQUANTIZE"})
+_IN_FLOAT_ANYWAY = frozenset({"CAST", "DEQUANTIZE", "FILL", "QUANTIZE", "SHAPE", "ZEROS_LIKE"})
 # fmt: off
 _MOVES = _IN_FLOAT_ANYWAY | {  # operators that give the numbers that they get, in 8 bits as in float
-    "EXPAND_DIMS", "FILL", "MAX_POOL_2D", "PACK", "PAD", "RESHAPE", "SLICE", "SPLIT", "SQUEEZE",
+    "EXPAND_DIMS", "MAX_POOL_2D", "PACK", "PAD", "RESHAPE", "SLICE", "SPLIT", "SQUEEZE",
     "STRIDED_SLICE", "TRANSPOSE", "UNPACK",
 }
 # fmt: on

@@ -30,6 +30,8 @@ __all__ = ["Scheme", "engine_of", "float_operations", "quantize"]
 _BOUNDED = (2, 3)  # activations from -1 to 1, and from 0 to 6
 #: The narrowest range of such an activation, by bits.
 _NARROWEST = {8: 1e-6, 16: 1e-4}
+#: Operators that compute nothing of the floats that they take or give.
+_NO_ARITHMETIC = frozenset({"CAST", "FILL", "SHAPE", "ZEROS_LIKE"})
 #: Operators that ai-edge-quantizer calls other than LiteRT does.
 _NAMED_OTHERWISE = {"CONV_2D_TRANSPOSE": "TRANSPOSE_CONV"}
 _UNPACKING = frozenset({"QUANTIZE", "DEQUANTIZE"})
@@ -103,7 +105,7 @@ def foreign(file: FloatFile, known: Collection[str]) -> tuple[Operation, ...]:
         for item in file.operations
         if item.kind not in known
         and floats.intersection((*item.inputs, *item.outputs))
-        and item.kind not in ("CAST", "SHAPE")
+        and item.kind not in _NO_ARITHMETIC
     )
 
 
