@@ -68,6 +68,11 @@ SAMPLE = [
     ("any length", "QuantizeWeights", "keras"),
     ("mixed precision", "QuantizeINT16x8", "keras"),
     ("transposed", "QuantizeINT16x8", "tf_keras"),
+    ("nested", "QuantizeAware", "keras"),
+    ("attention", "QuantizeAware", "tf_keras"),
+    ("mixed precision", "QuantizeAware", "keras"),
+    ("nested", "FirstThatMeets", "keras"),
+    ("table", "FirstThatMeets", "tf_keras"),
 ]
 REST = [
     (kind, item, library)
