@@ -34,12 +34,13 @@ from optkit.passes.prune import Prune, smallest_out
 from optkit.prepare import Options, Prepared, prepare
 from optkit.progress import Progress, ProgressEvent
 from optkit.quantize.floatfile import FloatFile, float_file
-from optkit.quantize.int8 import _MOVES, ControlFlowError, Int8, Settings
+from optkit.quantize.int8 import _MOVES, EXACT, ControlFlowError, Int8, Settings
 from optkit.quantize.judge import Judge, relative_error
 from optkit.quantize.repairs import fold_batch_norms
 from optkit.quantize.scan import quantize_alone, round_alone
 from optkit.quantize.select import groups, operations_of, resolve
 from optkit.quantize.sources import CalibrationSamples, check_input_shape, input_shapes
+from optkit.quantize.variant import float_operations
 from optkit.runtime import derive_seed, isolated
 from optkit.study import Chart, Study
 
@@ -64,7 +65,6 @@ _PRODUCTS = {
     "TRANSPOSE_CONV": (0, 1, 2),
 }
 _LISTED = 6
-_SHOWN = 3
 _TITLES = {
     "int8": "Layers in 8 bits, one at a time",
     "int4": "Layers with weights of 4 bits, one at a time",
@@ -363,10 +363,20 @@ def sensitivity(
             score=scan.scorer.float,
             samples=judged_on.count,
             layers=_ranked(rows),
-            notes=(_ERROR, *look.notes, *admitted.notes, *prepared.data.notes),
+            notes=(
+                _ERROR,
+                *([_CONSTANT] * scan.scorer.constant),
+                *look.notes,
+                *admitted.notes,
+                *prepared.data.notes,
+            ),
         )
 
 
+_CONSTANT = (
+    "THE FLOAT MODEL GIVES THE SAME FOR ALL SAMPLES, so nothing can be told of its layers: was it "
+    "trained, and are the inputs scaled as in training?"
+)
 _ERROR = (
     "output error: root mean square difference to the float model, relative to the spread of its "
     "outputs"
@@ -547,6 +557,14 @@ class _Scorer:
         self._wanted = wanted
         self.float, self._values = self._score(wanted)
 
+    @property
+    def constant(self) -> bool:
+        """Whether the float model gives the same for all samples."""
+        return all(
+            np.array_equal(found, found[:1].repeat(len(found), 0))
+            for found in self._wanted.values()
+        )
+
     def _score(self, outputs: Mapping[str, np.ndarray]) -> tuple[float, np.ndarray | None]:
         found = outputs[self._name] if self._name else next(iter(outputs.values()))
         metric = self._metric
@@ -650,24 +668,22 @@ class _Look:
     def quantized(self, method: str) -> _Scan:
         """Each layer in 8 bits, or with its weights in 4, by itself."""
         shapes = self._shapes()
+        wanted: frozenset[int] | None = None
         back: dict[str, str] = {}
         if method == "int8":
-            # What `QuantizeINT8` does before all else, and what changes no float output.
-            folded = fold_batch_norms(self.model)
-            back = {name: path for path, name in folded.names.items()}
-            work = self._calibrated(folded.model, shapes)
-            file, ranges, whole = work.final.file, work.final.ranges, folded.model
-            if folded.done:
-                shown = ", ".join(folded.done[:_SHOWN])
-                more = f", … ({len(folded.done)} in all)" if len(folded.done) > _SHOWN else ""
-                self.notes.append(f"batch norm folded, as `QuantizeINT8` does: {shown}{more}")
-            self.notes += work.notes
+            work = self._calibrated(shapes).final
+            file, ranges, whole = work.file, work.ranges, work.model
+            wanted = None if self.wanted is None else work.keep
+            if nested_models(self.model):  # folding opens them, and gives their layers other names
+                names = fold_batch_norms(self.model).names
+                back = {name: path for path, name in names.items()}
         else:
             file, ranges, whole = float_file(self.model, shapes), {}, self.model
+            wanted = None if self.wanted is None else operations_of(file, self.wanted)
             self.notes += file.notes
         judge = Judge(file, self.taken.x, None, self.prepared.metric)
         scorer = _Scorer(self.prepared.metric, self.taken, judge.wanted)
-        found = self._groups(file, whole, back)
+        found = self._groups(file, whole, back, wanted)
         facts = _Facts(file)
 
         def rows() -> Iterator[LayerSensitivity]:
@@ -683,7 +699,8 @@ class _Look:
                     untouched.append(layer)
                     continue
                 figures = scorer(judge.run(content))
-                if method == "int8" and not figures["error"]:  # exactly what the float file gives
+                # What gives exactly the float outputs may have been left alone.
+                if method == "int8" and not figures["error"] and not facts.treated(content):
                     untouched.append(layer)
                     continue
                 yield LayerSensitivity(
@@ -722,20 +739,27 @@ class _Look:
             given |= fresh
         return given
 
-    def _calibrated(self, model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Int8:
-        """The float file and its ranges, as `QuantizeINT8` has them."""
+    def _calibrated(self, shapes: Mapping[str, tuple[int, ...]]) -> Int8:
+        """The float file and its ranges, as `QuantizeINT8` has them, batch norms folded.
+
+        What it keeps in float are the operators of the layers that were asked for, those included
+        that a layer was folded into.
+        """
         samples = CalibrationSamples(
             self.prepared.data.calibration_split(),
             self.prepared.admitted.signature,
             self.calibration_samples,
             derive_seed(self.seed, "calibration"),
-            {} if split_lookups(model) is not None else shapes,
+            {} if split_lookups(self.model) is not None else shapes,
         )
-        work = Int8(
-            model,
-            samples,
-            Settings(io="float32", ranges="minmax", repairs=("clip",), input_shapes=shapes),
+        settings = Settings(
+            io="float32",
+            ranges="minmax",
+            repairs=EXACT,
+            keep_float=self.wanted or frozenset(),
+            input_shapes=shapes,
         )
+        work = Int8(self.model, samples, settings)
         try:
             work.make()
         except ControlFlowError as error:
@@ -746,10 +770,15 @@ class _Look:
                 "'prune'."
             ) from error
         self.notes += samples.notes()
+        self.notes += [note for note in work.notes if not note.startswith("in float: ")]
         return work
 
     def _groups(
-        self, file: FloatFile, model: Any, back: Mapping[str, str]
+        self,
+        file: FloatFile,
+        model: Any,
+        back: Mapping[str, str],
+        wanted: frozenset[int] | None,
     ) -> dict[str, frozenset[int]]:
         """The operators of each layer that was asked for, by its name in the model that came in.
 
@@ -757,12 +786,9 @@ class _Look:
             file: The float file.
             model: The model that it was made of.
             back: Where layers have other names in that model, from these to those that came in.
+            wanted: The operators of the layers that were asked for; ``None`` for all.
         """
         holding = {path for path, layer in layers_by_path(model).items() if layer.weights}
-        wanted = None
-        if self.wanted is not None:
-            names = {path: name for name, path in back.items()}
-            wanted = operations_of(file, {names.get(path, path) for path in self.wanted})
         found: dict[str, frozenset[int]] = {}
         unnamed, moving = [], []
         for name, operations in groups(file).items():
@@ -885,6 +911,10 @@ class _Facts:
         """Bytes of their kernels that 8 bits save; biases are stored in 32 bits as before."""
         kernels = {name for index in operations for name in self._file.operations[index].weights}
         return sum(3 * self._values[name] for name in kernels)
+
+    def treated(self, content: bytes) -> bool:
+        """Whether an operator computes in integers in another file of the model."""
+        return len(float_operations(content)) < len(float_operations(self._file.content))
 
     def multiplications(self, operations: frozenset[int]) -> int:
         """Multiplications of one sample in their convolutions and matrix products."""

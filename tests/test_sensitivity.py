@@ -541,6 +541,8 @@ def test_layers_by_name_by_kind_and_by_what_they_were_fused_into(trained, data):
     assert set(dense.order) == {x.layer for x in every.layers if x.kind == "Dense"}
     # The converter fuses it with the convolution before it.
     assert ok.sensitivity(small_model(), data, "int8", layers=["relu"]).order == ("conv",)
+    # This one is folded into its weights before.
+    assert ok.sensitivity(small_model(), data, "int8", layers=["norm"]).order == ("conv",)
 
 
 def test_what_is_left_out_is_said(table):
@@ -552,6 +554,12 @@ def test_what_is_left_out_is_said(table):
     found = ok.sensitivity(model, (x, y), "prune")
     assert found.order == ("scores",)
     assert any("hidden" in note and "frozen" in note for note in found.notes)
+    assert not any("THE SAME FOR ALL SAMPLES" in note for note in found.notes)
+    model.get_layer("scores").set_weights([np.zeros((6, CLASSES)), np.zeros(CLASSES)])
+    model.trainable = True
+    for method in ("int8", "int4", "prune"):
+        told = ok.sensitivity(model, (x, y), method).notes
+        assert any("THE SAME FOR ALL SAMPLES" in note for note in told)
     reshaped = tf_keras.Sequential(
         [tf_keras.Input((8,)), tf_keras.layers.Reshape((2, 4), name="turned"), *small_dense()]
     )
