@@ -39,7 +39,7 @@ from optkit.lookups import Split, split_lookups
 from optkit.models import Signature, clone, copy_state, mixed_precision_layers, signature
 from optkit.runtime import locked, tensorflow, tf_keras
 
-__all__ = ["Converted", "Samples", "behind_lookups", "convert", "convert_to_tflite"]
+__all__ = ["Converted", "Samples", "Source", "convert", "convert_to_tflite", "source_of"]
 
 #: Gives calibration samples, each a list of the inputs in the model's order, shape ``(1, …)``.
 Samples = Callable[[], Iterator[list[np.ndarray]]]
@@ -93,31 +93,79 @@ def convert(
         >>> convert(small_model()).artifact.inputs[0].name
         'image'
     """
-    notes = []
+    source = source_of(model, input_shapes)
+    behind = None if samples is None else source.behind(samples)
+    content = convert_to_tflite(
+        source.rest,
+        representative=behind,
+        io=io,
+        input_shapes=source.shapes if input_shapes else None,
+    )
+    return Converted(TFLiteArtifact(content, front=source.front), source.notes)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on its way to a file: what goes in, and what has to run before it.
+
+    Attributes:
+        rest: What the file is made of: the model, or of one with lookups what comes behind them.
+        split: The two parts of a model with lookups; ``None`` for others.
+        whole: Inputs and outputs of the model with its lookups.
+        signature: Inputs and outputs of the file.
+        shapes: Shapes of the file's inputs without the batch.
+        notes: What the reader of a report should know of it.
+    """
+
+    rest: Any
+    split: Split | None
+    whole: Signature
+    signature: Signature
+    shapes: tuple[tuple[int | None, ...], ...]
+    notes: tuple[str, ...]
+
+    @property
+    def front(self) -> KerasArtifact | None:
+        """What runs before the file; ``None`` for nothing."""
+        return None if self.split is None else KerasArtifact(self.split.front)
+
+    def behind(self, samples: Samples) -> Samples:
+        """Samples of the model as inputs of the file: without lookups they are the same."""
+        if self.split is None:
+            return samples
+        return _behind_lookups(self.split, samples, self.whole, self.shapes)
+
+
+def source_of(
+    model: Any, input_shapes: Mapping[str, tuple[int | None, ...]] | None = None
+) -> Source:
+    """Splits lookups off, and says what the reader of a report should know of that.
+
+    Args:
+        model: A built tf_keras model, or an artifact with `signature` and `inference_function`.
+        input_shapes: Shapes by name of the file's inputs, as in `convert`.
+    """
     split = split_lookups(model) if _is_model(model) else None
     rest = model if split is None else split.rest
     described = _signature(rest)
-    shapes = None
-    if input_shapes:
-        given = dict(input_shapes)
-        shapes = tuple(given.get(info.name, info.shape[1:]) for info in described.inputs)
-    behind = None
-    if samples is not None:
-        behind = (
-            samples if split is None else behind_lookups(split, samples, signature(model), shapes)
-        )
-    content = convert_to_tflite(rest, representative=behind, io=io, input_shapes=shapes)
+    given = dict(input_shapes or {})
+    notes = []
     if _is_model(rest) and mixed_precision_layers(rest):
         notes.append("converted from a float32 twin: the model computes in 16 bits")
-    front = None
     if split is not None:
-        front = KerasArtifact(split.front)
         taken = ", ".join(port.name for port in described.inputs)
         notes.append(
             f"split off, as TFLite has no lookups: {', '.join(split.layers)}; the file takes "
             f"{taken}, and its size and speed are without them"
         )
-    return Converted(TFLiteArtifact(content, front=front), tuple(notes))
+    return Source(
+        rest=rest,
+        split=split,
+        whole=_signature(model),
+        signature=described,
+        shapes=tuple(given.get(info.name, info.shape[1:]) for info in described.inputs),
+        notes=tuple(notes),
+    )
 
 
 def _is_model(value: Any) -> bool:
@@ -129,17 +177,16 @@ def _signature(source: Any) -> Signature:
     return found
 
 
-def behind_lookups(
+def _behind_lookups(
     split: Split,
     samples: Samples,
     whole: Signature,
-    shapes: tuple[tuple[int | None, ...], ...] | None,
+    shapes: tuple[tuple[int | None, ...], ...],
 ) -> Samples:
     """The samples as they are behind the front, brought to the shapes that the file will have."""
     front = front_function(KerasArtifact(split.front))
     described = signature(split.rest).inputs
-    fixed = shapes or tuple(info.shape[1:] for info in described)
-    wanted = {info.name: shape for info, shape in zip(described, fixed, strict=True)}
+    wanted = {info.name: shape for info, shape in zip(described, shapes, strict=True)}
 
     def passed() -> Iterator[list[np.ndarray]]:
         for leaves in samples():

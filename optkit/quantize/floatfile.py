@@ -10,15 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from optkit.artifact import KerasArtifact
-from optkit.convert import Samples, behind_lookups, convert_to_tflite
+from optkit.convert import Samples, Source, convert_to_tflite, source_of
 from optkit.flatbuffer import FLOAT32, operator_name, packed, unpacked
-from optkit.lookups import Split, split_lookups
 from optkit.models import (
     Signature,
     is_graph,
     layers_by_path,
-    mixed_precision_layers,
-    signature,
 )
 from optkit.runtime import tensorflow, tf_keras
 
@@ -73,35 +70,37 @@ class FloatFile:
         content: The bytes of the file. Its signature carries the names of inputs and outputs; in
             names of tensors, layers go by marks.
         operations: The operators, in the order in which they run.
-        signature: Inputs and outputs as the model has them.
-        whole: Inputs and outputs of the model with its lookups.
-        shapes: Shapes of the inputs without the batch.
-        split: The two parts of a model with lookups; ``None`` for others.
+        source: What it was made of, and what has to run before it.
         float_tensors: Names of the tensors that hold floats.
         inputs: Names of the input tensors, in the order of the signature.
         outputs: Names of the output tensors, in the order of the signature.
         names: What each mark stands for.
         kinds: Class of each layer, by path.
-        notes: What the reader of a report should know of it.
     """
 
     content: bytes
     operations: tuple[Operation, ...]
-    signature: Signature
-    whole: Signature
-    shapes: tuple[tuple[int | None, ...], ...]
-    split: Split | None
+    source: Source
     float_tensors: frozenset[str]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     names: Mapping[str, str]
     kinds: Mapping[str, str]
-    notes: tuple[str, ...]
+
+    @property
+    def signature(self) -> Signature:
+        """Inputs and outputs of the file, as the model has them."""
+        return self.source.signature
 
     @property
     def front(self) -> KerasArtifact | None:
         """What runs before the file; ``None`` for nothing."""
-        return None if self.split is None else KerasArtifact(self.split.front)
+        return self.source.front
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the reader of a report should know of it."""
+        return self.source.notes
 
     @property
     def has_control_flow(self) -> bool:
@@ -110,9 +109,7 @@ class FloatFile:
 
     def behind(self, samples: Samples) -> Samples:
         """Samples of the model as inputs of the file: without lookups they are the same."""
-        if self.split is None:
-            return samples
-        return behind_lookups(self.split, samples, self.whole, self.shapes)
+        return self.source.behind(samples)
 
     def readable(self, name: str) -> str:
         """The name of a tensor with names of layers in place of marks."""
@@ -145,56 +142,38 @@ def float_file(
         >>> [(item.kind, item.layers) for item in float_file(small_model()).operations][0]
         ('CONV_2D', ('relu', 'norm', 'conv'))
     """
-    is_model = isinstance(source, tf_keras().Model)
-    whole = signature(source) if is_model else source.signature
-    split = split_lookups(source) if is_model else None
-    rest = source if split is None else split.rest
-    described = whole if split is None else signature(rest)
-    given = dict(input_shapes or {})
-    shapes = tuple(given.get(info.name, info.shape[1:]) for info in described.inputs)
-    notes = []
+    parts = source_of(source, input_shapes)
+    is_model = isinstance(parts.rest, tf_keras().Model)
     marks: dict[str, str] = {}
     kinds: dict[str, str] = {}
     ends: tuple[tuple[str, ...], ...] = ()
     if is_model:
-        by_path = layers_by_path(rest)
+        by_path = layers_by_path(parts.rest)
         kinds = {path: type(layer).__name__ for path, layer in by_path.items()}
-        ends = tuple(_origin(tensor) for tensor in rest.outputs)
-        if mixed_precision_layers(rest):
-            notes.append("converted from a float32 twin: the model computes in 16 bits")
-    if split is not None:
-        taken = ", ".join(port.name for port in described.inputs)
-        notes.append(
-            f"split off, as TFLite has no lookups: {', '.join(split.layers)}; the file takes "
-            f"{taken}, and its size and speed are without them"
-        )
+        ends = tuple(_origin(tensor) for tensor in parts.rest.outputs)
 
     def tracing(model: Any) -> contextlib.AbstractContextManager[None]:
         return _marked(model, marks)
 
     content = convert_to_tflite(
-        rest,
-        input_shapes=shapes if input_shapes else None,
+        parts.rest,
+        input_shapes=parts.shapes if input_shapes else None,
         unrolled=True,
         tracing=tracing if is_model else None,
     )
     operations, inputs, outputs, floats = _read(content, marks, kinds, ends)
     if is_model:
-        operations = _with_vanished(operations, layers_before(rest), kinds)
+        operations = _with_vanished(operations, layers_before(parts.rest), kinds)
     names = {mark: path.rpartition("/")[2] for mark, path in marks.items()}
     return FloatFile(
         content=content,
         operations=operations,
-        signature=described,
-        whole=whole,
-        shapes=shapes,
-        split=split,
+        source=parts,
         float_tensors=floats,
         inputs=inputs,
         outputs=outputs,
         names=names,
         kinds=kinds,
-        notes=tuple(notes),
     )
 
 

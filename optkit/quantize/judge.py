@@ -62,7 +62,7 @@ class Judge:
 
     def __init__(self, file: FloatFile, x: Any, y: Any, metric: Metric):
         self.metric, self.y = metric, y
-        leaves = leaves_of(x, file.whole)
+        leaves = leaves_of(x, file.source.whole)
         samples = [[leaf[i : i + 1] for leaf in leaves] for i in range(len(leaves[0]))]
         behind = list(file.behind(lambda: iter(samples))())
         stacked = [np.concatenate(parts) for parts in zip(*behind, strict=True)]

@@ -154,7 +154,21 @@ def _by_ai_edge_quantizer(
             f"ai-edge-quantizer cannot quantize this model. {first_line(error)}"
         ) from error
     content = bytes(made.quantized_model)
+    if len(set(file.outputs)) < len(file.outputs) or set(file.outputs) & set(file.inputs):
+        content = _with_outputs_named(content)
     return content if scheme.activations is None else widen_silent_channels(content, file)
+
+
+def _with_outputs_named(content: bytes) -> bytes:
+    """A file whose signature names its outputs, where ai-edge-quantizer lost track of them.
+
+    It does of those that are inputs as well, and of those that are outputs twice.
+    """
+    model = unpacked(content)
+    for entry in model.signatureDefs:
+        for mapping, tensor in zip(entry.outputs, model.subgraphs[0].outputs, strict=True):
+            mapping.tensorIndex = int(tensor)
+    return packed(model, len(content))
 
 
 def _wide(file: FloatFile, ranges: Ranges, bits: int) -> Ranges:
@@ -217,7 +231,7 @@ def _recipe(
         add(".+", scheme.weights)  # of what is known in so few bits; the rest stays as above
     for index, bits in (scheme.layer_weights or {}).items():
         add(_exactly(file.operations[index]), bits)
-    for index in sorted(keep_float):
+    for index in sorted({*keep_float, *_comparing(file, io)}):
         manager.add_quantization_config(
             _exactly(file.operations[index]),
             kinds.ALL_SUPPORTED,
@@ -235,6 +249,20 @@ def _recipe(
                 )
     found: list[dict[str, Any]] = manager.get_quantization_recipe()
     return found
+
+
+def _comparing(file: FloatFile, io: str) -> list[int]:
+    """Operators that compare inputs with a value, as masks do, where the file takes floats.
+
+    Rounded to 8 bits, an input that equals a value need not equal it any more.
+    """
+    if io != "float32":
+        return []
+    return [
+        item.index
+        for item in file.operations
+        if item.kind in ("EQUAL", "NOT_EQUAL") and set(item.inputs).intersection(file.inputs)
+    ]
 
 
 def _exactly(operation: Operation) -> str:
