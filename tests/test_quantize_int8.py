@@ -681,3 +681,75 @@ def test_classes_of_layers_are_no_json_but_their_names_are(tmp_path):
     )
     assert by_class.artifact.content == by_name.artifact.content
     assert in_float(by_class) == {"FULLY_CONNECTED", "SOFTMAX"}
+
+
+# ------------------------------------------------------------------------ found by looking for it
+
+
+@pytest.mark.parametrize("io", ["int8", "float32"])
+@pytest.mark.parametrize("kept", [None, ["hidden"]])
+def test_inputs_that_are_outputs_and_outputs_that_are_there_twice(io, kept):
+    """ai-edge-quantizer loses track of what these are called."""
+    x = keras.Input((4,), name="x")
+    hidden = layers.Dense(3, name="hidden")(x)
+    model = keras.Model(x, {"d": x, "a": hidden, "c": hidden, "b": layers.Dense(2, name="e")(x)})
+    samples = noise(60, 4)
+    wanted = model.predict(samples, verbose=0)
+    result = run(model, data_of(samples, wanted), io=io, keep_float=kept)
+    found = result.artifact.predict(samples)
+    assert sorted(found) == ["a", "b", "c", "d"]
+    for name, values in wanted.items():
+        assert found[name].shape == values.shape
+        assert np.abs(found[name] - values).max() < 0.02 * np.ptp(values)
+
+
+def test_integers_alone_are_not_given_up_for_a_little():
+    """An error of numbers always gets a little less when the last operator is in float."""
+    model = cnn(1, None)
+    y = model.predict(X, verbose=0)
+    result = run(model, data_of(X, y + 0.01 * noise(120, 1)))
+    assert in_float(result) == set()
+    assert not said(result, "in float")
+
+
+ZOO = {
+    "uint8 images": (
+        lambda: [keras.Input((6, 6, 2), dtype="uint8"), layers.Rescaling(1 / 255)],
+        ((X + 1) * 127).astype("uint8"),
+    ),
+    "half precision": (lambda: [keras.Input((6, 6, 2), dtype="float16")], X.astype("float16")),
+    "transposed": (lambda: [keras.Input((6, 6, 2)), layers.Conv2DTranspose(4, 3, 2)], X),
+    "grouped": (
+        lambda: [keras.Input((6, 6, 4)), layers.Conv2D(8, 3, groups=2, activation="relu")],
+        noise(120, 6, 6, 4),
+    ),
+    "resized": (
+        lambda: [keras.Input((6, 6, 2)), layers.UpSampling2D(interpolation="bilinear")],
+        X,
+    ),
+    "dilated sequences": (
+        lambda: [
+            keras.Input((8, 2)),
+            layers.SeparableConv1D(4, 3, activation="relu"),
+            layers.Conv1D(3, 2, dilation_rate=2, padding="causal"),
+        ],
+        noise(120, 8, 2),
+    ),
+    "normalized layers": (
+        lambda: [keras.Input((6, 4)), layers.LayerNormalization(), layers.Dense(4, "gelu")],
+        noise(120, 6, 4),
+    ),
+    "unit vectors": (
+        lambda: [keras.Input((6,)), layers.Dense(5), layers.UnitNormalization()],
+        noise(120, 6),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", list(ZOO))
+def test_layers_of_many_kinds(kind):
+    make, x = ZOO[kind]
+    model = keras.Sequential([*make(), layers.Flatten(), layers.Dense(3, name="out")])
+    wanted = model.predict(x, verbose=0)
+    result = run(model, data_of(x, wanted))
+    assert np.abs(result.artifact.predict(x) - wanted).max() < 0.04 * np.ptp(wanted)

@@ -217,16 +217,16 @@ class TFLiteArtifact(Artifact):
         return self._ports("outputs", self._interpreter.get_output_details())
 
     def _ports(self, side: str, details: list[dict[str, Any]]) -> tuple[TensorPort, ...]:
-        names = {}
+        names: dict[int, list[str]] = {}  # one tensor may be several outputs
         for entry in self._flatbuffer.signatureDefs or []:
             for mapping in getattr(entry, side) or []:
-                names[mapping.tensorIndex] = mapping.name.decode()
+                names.setdefault(mapping.tensorIndex, []).append(mapping.name.decode())
         ports = []
         for detail in details:
             scale, zero_point = detail["quantization"]
             ports.append(
                 TensorPort(
-                    name=names.get(detail["index"], detail["name"]),
+                    name=(names.get(detail["index"]) or [detail["name"]]).pop(0),
                     index=detail["index"],
                     shape=tuple(int(size) for size in detail["shape_signature"]),
                     dtype=np.dtype(detail["dtype"]),

@@ -315,7 +315,9 @@ class Int8:
     def _is_better(self, name: str, before: Judgement, after: Judgement) -> bool:
         assert self.judge is not None
         if name == "float_output":  # a file in integers alone is given up for nothing less
-            return self.judge.drop(after) < self.judge.drop(before) and self._helps(before, after)
+            far = before.error >= _LOOK_CLOSER  # errors of numbers always get a little less
+            better = self.judge.drop(after) < self.judge.drop(before)
+            return far and better and self._helps(before, after)
         if name != "batch_norm":
             return self._helps(before, after)
         # It makes another float model, so that nearness to the first one says nothing of it.
