@@ -171,18 +171,6 @@ def _with_outputs_named(content: bytes) -> bytes:
     return packed(model, len(content))
 
 
-def _with_outputs_named(content: bytes) -> bytes:
-    """A file whose signature names its outputs, where ai-edge-quantizer lost track of them.
-
-    It does of those that are inputs as well, and of those that are outputs twice.
-    """
-    model = unpacked(content)
-    for entry in model.signatureDefs:
-        for mapping, tensor in zip(entry.outputs, model.subgraphs[0].outputs, strict=True):
-            mapping.tensorIndex = int(tensor)
-    return packed(model, len(content))
-
-
 def _wide(file: FloatFile, ranges: Ranges, bits: int) -> Ranges:
     """Ranges that are not so narrow that the 6 of a ReLU6 is more steps than 32 bits count.
 
