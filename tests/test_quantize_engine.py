@@ -473,10 +473,7 @@ def test_scales_and_zero_points_equal_the_formula(kind):
             0 if abs(values.min() / scale[0] % 1 - 0.5) > 1e-3 else 1
         )
     kernel = layer.get_weights()[0]
-    if kind == "depthwise":
-        channels = kernel.reshape(*kernel.shape[:2], -1)
-    else:
-        channels = kernel
+    channels = kernel.reshape(*kernel.shape[:2], -1) if kind == "depthwise" else kernel
     largest = np.abs(channels).reshape(-1, channels.shape[-1]).max(axis=0)
     _, scale, zero, stored = weights
     assert scale == pytest.approx(largest / 127, rel=1e-5)
@@ -801,3 +798,55 @@ def test_what_is_searched_on_and_what_is_reported_share_no_sample(monkeypatch):
     assert len(rows(reported)) == 50
     assert not rows(searched) & rows(reported)
     assert rows(searched) | rows(reported) <= validation
+
+
+def two_blocks(library):
+    """Two models within a model, with layers of the same names, that folding opens."""
+
+    def block(name, size):
+        x = library.Input((size, size, 2))
+        y = library.layers.Conv2D(2, 3, padding="same", activation="relu", name="conv")(x)
+        y = library.layers.BatchNormalization(name="norm")(y)
+        return library.Model(x, library.layers.MaxPooling2D(2, 1, name="pool")(y), name=name)
+
+    x = library.Input((8, 8, 2))
+    y = block("b", 7)(block("a", 8)(x))
+    y = library.layers.Conv2D(3, 2, activation="relu", name="conv")(y)
+    y = library.layers.GlobalAveragePooling2D(name="mean")(y)
+    model = library.Model(x, library.layers.Dense(3, name="out")(y))
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        norm = model.get_layer(name).get_layer("norm")
+        norm.set_weights([rng.uniform(0.5, 2, 2) for _ in range(4)])
+    return model
+
+
+@pytest.mark.parametrize("keras_name", ["keras", "tf_keras"])
+@pytest.mark.parametrize("repairs", ["none", "exact"])
+def test_layers_of_equal_names_in_models_that_are_opened(keras_name, repairs):
+    import importlib
+
+    library = importlib.import_module(keras_name)
+    library.utils.set_random_seed(0)
+    model = two_blocks(library)
+    data = _noise((8, 8, 2))
+    wanted = np.asarray(model(data.train[0]))
+
+    def places(*names):
+        """Which of the three convolutions, in their order, stay in float."""
+        result = run(model, data, keep_float=list(names), repairs=repairs)
+        found = result.artifact.predict(data.train[0])
+        assert np.median(np.abs(found - wanted)) < 0.02 * np.ptp(wanted)
+        kinds = [floats for kind, floats in in_float(result.artifact.content) if kind == "CONV_2D"]
+        assert len(kinds) == 3
+        return [place for place, floats in enumerate(kinds) if floats]
+
+    assert places("a/conv") == [0]
+    assert places("b/conv") == [1]
+    assert places("conv") == [0, 1, 2]
+    if repairs == "none":
+        assert places("b") == [1]
+    else:
+        assert places("b/norm") == [1, 2]  # its factors went back, its summands forward
+        assert places("b") == [1, 2]
+        assert places("a/norm") == [0, 1]
