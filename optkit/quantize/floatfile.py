@@ -76,6 +76,7 @@ class FloatFile:
         outputs: Names of the output tensors, in the order of the signature.
         names: What each mark stands for.
         kinds: Class of each layer, by path.
+        weighted: Paths of the layers that have weights.
     """
 
     content: bytes
@@ -86,6 +87,7 @@ class FloatFile:
     outputs: tuple[str, ...]
     names: Mapping[str, str]
     kinds: Mapping[str, str]
+    weighted: frozenset[str]
 
     @property
     def signature(self) -> Signature:
@@ -147,9 +149,11 @@ def float_file(
     marks: dict[str, str] = {}
     kinds: dict[str, str] = {}
     ends: tuple[tuple[str, ...], ...] = ()
+    weighted: frozenset[str] = frozenset()
     if is_model:
         by_path = layers_by_path(parts.rest)
         kinds = {path: type(layer).__name__ for path, layer in by_path.items()}
+        weighted = frozenset(path for path, layer in by_path.items() if layer.weights)
         ends = tuple(_origin(tensor) for tensor in parts.rest.outputs)
 
     def tracing(model: Any) -> contextlib.AbstractContextManager[None]:
@@ -174,6 +178,7 @@ def float_file(
         outputs=outputs,
         names=names,
         kinds=kinds,
+        weighted=weighted,
     )
 
 

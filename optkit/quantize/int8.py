@@ -279,7 +279,7 @@ class Int8:
         for name in names:
             if name not in self.settings.repairs or now.judged is None:
                 continue
-            if now.judged.error < _LOOK_CLOSER and judge.drop(now.judged) <= 0:
+            if now.judged.error < _LOOK_CLOSER:  # what the metric does then is chance
                 break
             candidate = self._try(name, now)
             if candidate is None or candidate.judged is None:

@@ -70,20 +70,21 @@ def operations_of(file: FloatFile, paths: Collection[str]) -> frozenset[int]:
     return frozenset(item.index for item in file.operations if wanted.intersection(item.layers))
 
 
-def primary(operation: Operation, kinds: Mapping[str, str]) -> str:
+def primary(operation: Operation, file: FloatFile) -> str:
     """The layer that an operator is listed under: the one with the weights, else the last one.
 
     Args:
         operation: The operator.
-        kinds: The class of each layer, by path.
+        file: The float file that it is in.
     """
     if not operation.layers:
         return f"({operation.kind.lower()})"
     if not operation.weights:
         return operation.layers[0]
-    # A batch norm may have gone into the weights of the layer behind it.
-    own = [path for path in operation.layers if kinds.get(path) != "BatchNormalization"]
-    return (own or operation.layers)[-1]
+    # A padding may have gone into what it pads for, a batch norm into the weights before it.
+    own = [path for path in operation.layers if path in file.weighted]
+    kernels = [path for path in own if file.kinds.get(path) != "BatchNormalization"]
+    return (kernels or own or operation.layers)[-1]
 
 
 def groups(file: FloatFile) -> dict[str, frozenset[int]]:
@@ -92,5 +93,5 @@ def groups(file: FloatFile) -> dict[str, frozenset[int]]:
     found: dict[str, set[int]] = {}
     for item in file.operations:
         if floats.intersection((*item.inputs, *item.outputs)):
-            found.setdefault(primary(item, file.kinds), set()).add(item.index)
+            found.setdefault(primary(item, file), set()).add(item.index)
     return {name: frozenset(indices) for name, indices in found.items()}
