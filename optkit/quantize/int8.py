@@ -13,7 +13,6 @@ from optkit.convert import Samples
 from optkit.errors import OptkitError
 from optkit.learned import LearnedRanges
 from optkit.metric import Metric
-from optkit.models import is_batch_norm, layers_by_path
 from optkit.quantize.bias import (
     correct_biases,
     settle_biases,
@@ -21,16 +20,24 @@ from optkit.quantize.bias import (
     with_own_biases,
 )
 from optkit.quantize.calibrate import Ranges, calibrate, histograms
-from optkit.quantize.floatfile import FloatFile, float_file, layers_before
+from optkit.quantize.floatfile import FloatFile, float_file
 from optkit.quantize.judge import Judge, Judgement
+from optkit.quantize.mismatch import mismatch
 from optkit.quantize.ranges import ESTIMATORS, clip_aware, estimate
 from optkit.quantize.repairs import equalize, fold_batch_norms
 from optkit.quantize.scan import Found, search
-from optkit.quantize.select import groups, operations_of
+from optkit.quantize.select import groups, heirs, operations_of
+from optkit.quantize.tables import (
+    REPAIR_NAMES,
+    ranges_table,
+    repairs_table,
+    samples_table,
+    scan_table,
+)
 from optkit.quantize.trained import learned_bits, with_learned
 from optkit.quantize.variant import Scheme, float_operations, quantize
 from optkit.runtime import tf_keras
-from optkit.study import Chart, Study
+from optkit.study import Study
 
 __all__ = ["EXACT", "REPAIRS", "ControlFlowError", "Int8", "Settings"]
 
@@ -140,7 +147,8 @@ class Int8:
         now = self._repaired(now, ("batch_norm", "equalize", "bias"))
         now = self._estimated(now)
         now = self._repaired(now, ("settle", "float_output"))
-        self._show_repairs()
+        if judge is not None and self._tried:
+            self.studies.append(repairs_table(judge, self._tried))
         if settings.calibration_study:
             self._study_samples(now)
         if settings.max_drop is not None and judge is not None:
@@ -220,7 +228,9 @@ class Int8:
         for kind, found in judged.items():
             if self._helps(judged[best].judged, found.judged):
                 best = kind
-        self._show_estimators(judged, best)
+        assert self.judge is not None
+        rows = {kind: found.judged for kind, found in judged.items()}
+        self.studies.append(ranges_table(self.judge, rows, best))
         return judged[best]
 
     def _narrowed(self, file: FloatFile, ranges: Ranges) -> Ranges:
@@ -237,30 +247,6 @@ class Int8:
         if said not in self.notes:
             self.notes += [said, *self.learned.notes]
         return taken
-
-    def _show_estimators(self, judged: Mapping[str, _Candidate], best: str) -> None:
-        assert self.judge is not None
-        rows = tuple(
-            (kind, found.judged.error, found.judged.score, kind == best)
-            for kind, found in judged.items()
-            if found.judged is not None
-        )
-        self.studies.append(
-            Study(
-                "Ways to choose ranges",
-                ("ranges", "output error", self.judge.metric.name, "taken"),
-                rows,
-                notes=self._how_judged(),
-            )
-        )
-
-    def _how_judged(self) -> tuple[str, ...]:
-        assert self.judge is not None
-        said = (
-            f"on {self.judge.samples} samples set aside for choosing; output error: root mean "
-            "square difference to the float model, relative to the spread of its outputs"
-        )
-        return (said,)
 
     # ------------------------------------------------------------------------------------ repairs
 
@@ -297,21 +283,6 @@ class Int8:
                 now = dataclasses.replace(now, judged=self._judged(now))
         return now
 
-    def _show_repairs(self) -> None:
-        if self.judge is None or not self._tried:
-            return
-        self.studies.append(
-            Study(
-                "Repairs, one on top of the other",
-                ("repair", "output error", self.judge.metric.name, "kept"),
-                tuple(
-                    (_NAMES[name], judged.error, judged.score, kept)
-                    for name, judged, kept in self._tried
-                ),
-                notes=self._how_judged(),
-            )
-        )
-
     def _is_better(self, name: str, before: Judgement, after: Judgement) -> bool:
         assert self.judge is not None
         if name == "float_output":  # a file in integers alone is given up for nothing less
@@ -332,10 +303,10 @@ class Int8:
         metric = self.judge.metric.name
         if name == "batch_norm" and before.score is not None and after.score is not None:
             return (
-                f"{_NAMES[name]} on train: kept, {metric} {before.score:.4g} -> {after.score:.4g} on "
+                f"{REPAIR_NAMES[name]} on train: kept, {metric} {before.score:.4g} -> {after.score:.4g} on "
                 "the samples set aside; the float model gains by it as well (`BNReestimate`)"
             )
-        return f"{_NAMES[name]}: kept, output error {before.error:.3g} -> {after.error:.3g}"
+        return f"{REPAIR_NAMES[name]}: kept, output error {before.error:.3g} -> {after.error:.3g}"
 
     def _try(self, name: str, now: _Candidate) -> _Candidate | None:
         """The candidate with one more repair; ``None`` where it does not apply."""
@@ -390,8 +361,8 @@ class Int8:
         for path in sorted(self.settings.keep_float):
             own = operations_of(file, {self._renamed.get(path, path)})
             if not own and isinstance(model, tf_keras().Model):
-                heirs = [self._renamed.get(heir, heir) for heir in self._heirs(path, model)]
-                own = operations_of(file, heirs)
+                took = heirs(path, self.source, model, self._renamed)
+                own = operations_of(file, {self._renamed.get(name, name) for name in took})
             if not own:
                 gone.append(path)
             found |= own
@@ -401,43 +372,6 @@ class Int8:
         )
         if gone and said not in self.notes:
             self.notes.append(said)
-        return found
-
-    def _heirs(self, path: str, model: Any) -> list[str]:
-        """The layers that a repair worked a layer into: the nearest ones whose weights it changed.
-
-        Args:
-            path: The layer in the model that came in.
-            model: The repaired model.
-        """
-        before = layers_before(self.source)
-        behind: dict[str, list[str]] = {}
-        for taker, sources in before.items():
-            for source in sources:
-                behind.setdefault(source, []).append(taker)
-        old, new = layers_by_path(self.source), layers_by_path(model)
-        if path not in before or self._renamed.get(path, path) in new:
-            return []
-
-        def changed(name: str) -> bool:
-            fresh = new.get(self._renamed.get(name, name))
-            if fresh is None:
-                return False
-            pair = old[name].get_weights(), fresh.get_weights()
-            return len(pair[0]) != len(pair[1]) or not all(map(np.array_equal, *pair))
-
-        found = []
-        for ways in (before, behind):
-            waiting, seen = list(ways.get(path, ())), {path}
-            while waiting:
-                name = waiting.pop()
-                if name in seen:
-                    continue
-                seen.add(name)
-                if old[name].weights and not is_batch_norm(old[name]):
-                    found += [name] if changed(name) else []
-                else:
-                    waiting += ways.get(name, ())
         return found
 
     def _searched(self, now: _Candidate, max_drop: float) -> _Candidate:
@@ -462,35 +396,7 @@ class Int8:
     def _show_scan(self, found: Found, max_drop: float) -> None:
         assert self.judge is not None
         judge = self.judge
-        rows = tuple(
-            (
-                item.layer,
-                item.judged.error,
-                found.start.error - item.judged.error,
-                item.judged.score,
-                item.layer in found.kept,
-            )
-            for item in found.scanned
-        )
-        columns = (
-            "layer in float",
-            "output error",
-            "error saved",
-            self.judge.metric.name,
-            "kept in float",
-        )
-        every = f"all in 8 bits: output error {found.start.error:.4g}"
-        if found.start.score is not None and judge.float.score is not None:
-            every += f", {self.judge.metric.name} {found.start.score:.4g} (float {judge.float.score:.4g})"
-        self.studies.append(
-            Study(
-                "Layers in float, one at a time",
-                columns,
-                rows,
-                notes=(every, *self._how_judged()),
-                chart=Chart("bar", x="layer in float", y=("output error",), mark="kept in float"),
-            )
-        )
+        self.studies.append(scan_table(judge, found))
         drop = judge.drop(found.judged)
         if found.met:
             chosen = f"{_listed(found.kept)} kept in float" if found.kept else "no layer in float"
@@ -540,15 +446,7 @@ class Int8:
             judged = self._judged(dataclasses.replace(now, ranges=ranges))
             if judged is not None:
                 rows.append((count, judged.error, judged.score))
-        self.studies.append(
-            Study(
-                "Calibration samples",
-                ("samples", "output error", self.judge.metric.name),
-                tuple(rows),
-                notes=("ranges from the lowest to the highest value", *self._how_judged()),
-                chart=Chart("line", x="samples", y=("output error",)),
-            )
-        )
+        self.studies.append(samples_table(self.judge, rows))
 
     def mismatch(self, samples: Samples) -> list[str]:
         """How other samples differ from those of the calibration, in words; nothing if they agree.
@@ -561,49 +459,8 @@ class Int8:
         file, ranges = self.final.file, self.final.ranges
         if self.final.estimator != "minmax":  # the others clip on purpose
             ranges = self._narrowed(file, self._calibrated(file))
-        every = list(file.behind(samples)())
-        others = calibrate(file, lambda: iter(every))
-        seen = histograms(file, lambda: iter(every), others)
-        if "clip" in self.settings.repairs:
-            others = clip_aware(file, others)
-        values = outside = 0
-        worst: tuple[float, str] = (0.0, "")
-        widths = []
-        for name, counted in seen.items():
-            if name not in ranges:
-                continue
-            low, high = _with_zero(*ranges[name])
-            centers = np.clip(counted.centers, *others[name])
-            edge = (centers < low) | (centers > high)
-            out, total = int(counted.counts[edge].sum()), int(counted.counts.sum())
-            values, outside = values + total, outside + out
-            worst = max(worst, (out / total, name))
-            seen_low, seen_high = _with_zero(*others[name])
-            widths.append((high - low) / (seen_high - seen_low))
-        said = []
-        if values and outside / values > _CLIPPED:
-            said.append(
-                f"calibration does not cover validation: {_percent(outside / values)} of its "
-                f"activations are clipped, {_percent(worst[0])} of those of "
-                f"{file.readable(worst[1]).partition(';')[0]!r}"
-            )
-        wide = float(np.median(widths)) if widths else 1.0
-        if wide > _NARROW and len(every) >= _FEWER:  # few samples do not reach far by themselves
-            said.append(
-                f"calibrated ranges are {wide:.3g} times as wide as validation needs, so that most "
-                "of the 8 bits are never used: are calibration and validation scaled alike?"
-            )
-        return said
-
-
-_NAMES = {
-    "none": "none of these",
-    "equalize": "cross-layer equalization",
-    "bias": "bias correction, worked out",
-    "settle": "bias correction, measured",
-    "batch_norm": "batch norm measured anew",
-    "float_output": "last operator in float",
-}
+        clips = "clip" in self.settings.repairs
+        return mismatch(file, ranges, file.behind(samples), clips=clips)
 
 
 def _sound(ranges: Ranges) -> Ranges:
@@ -612,15 +469,6 @@ def _sound(ranges: Ranges) -> Ranges:
         name: (low, high) if low < 0 or high > 0 else (0.0, 1.0)
         for name, (low, high) in ranges.items()
     }
-
-
-def _with_zero(low: float, high: float) -> tuple[float, float]:
-    """A range as it is stored: 0 is in it, as it must have a number of its own."""
-    return min(low, 0.0), max(high, 0.0)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
 
 
 def _listed(names: Collection[str]) -> str:

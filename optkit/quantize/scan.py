@@ -116,7 +116,8 @@ def search(
 ) -> Found:
     """Returns layers to float, the one that helps most first, until the drop is within a budget.
 
-    After each choice the best of the others are ranked anew, together with what was chosen.
+    After each choice the best of the others are ranked anew, together with what was chosen. In the
+    end those go back that later choices made needless.
 
     Args:
         make: Makes the files.
@@ -146,10 +147,12 @@ def search(
             again = scan(make, judge, {x.layer: x.operations for x in first}, operations)
             waiting = [*again, *rest]
     met = judge.drop(judged) <= max_drop
-    if not met:
+    if met:
+        kept, judged = _needed(make, judge, kept, judged, max_drop)
+    else:
         kept = kept[: best[2]]
-        operations = frozenset().union(*(item.operations for item in kept))
         judged = steps[best[2] - 1] if best[2] else start
+    operations = frozenset().union(*(item.operations for item in kept))
     return Found(
         kept=tuple(item.layer for item in kept),
         operations=operations,
@@ -265,3 +268,15 @@ def _constant(model: Any, tensor: Any) -> np.ndarray | None:
     values = np.asarray(data, np.uint8).view(np.float32)
     values = values.reshape([int(size) for size in tensor.shape])
     return values if values.ndim > 1 and np.isfinite(values).all() else None
+
+
+def _needed(
+    make: Make, judge: Judge, kept: list[Scanned], judged: Judgement, max_drop: float
+) -> tuple[list[Scanned], Judgement]:
+    """The layers without which the drop is beyond the budget, the first chosen tried first."""
+    for item in kept[:-1]:
+        others = [other for other in kept if other is not item]
+        fresh = judge(make(frozenset().union(*(other.operations for other in others))))
+        if judge.drop(fresh) <= max_drop:
+            kept, judged = others, fresh
+    return kept, judged

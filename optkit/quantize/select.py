@@ -6,11 +6,13 @@ import difflib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from optkit.errors import PipelineError
-from optkit.models import layers_by_path, nested_models
-from optkit.quantize.floatfile import FloatFile, Operation
+import numpy as np
 
-__all__ = ["check_names", "groups", "operations_of", "primary", "resolve"]
+from optkit.errors import PipelineError
+from optkit.models import is_batch_norm, layers_by_path, nested_models
+from optkit.quantize.floatfile import FloatFile, Operation, layers_before
+
+__all__ = ["check_names", "groups", "heirs", "operations_of", "primary", "resolve"]
 
 _NEAREST = 3
 
@@ -95,3 +97,43 @@ def groups(file: FloatFile) -> dict[str, frozenset[int]]:
         if floats.intersection((*item.inputs, *item.outputs)):
             found.setdefault(primary(item, file), set()).add(item.index)
     return {name: frozenset(indices) for name, indices in found.items()}
+
+
+def heirs(path: str, source: Any, model: Any, renamed: Mapping[str, str]) -> list[str]:
+    """The layers that a repair worked a layer into: the nearest ones whose weights it changed.
+
+    Args:
+        path: The layer in the model that came in.
+        source: The model that came in.
+        model: The repaired model.
+        renamed: The names in the repaired model of layers that are called otherwise there.
+    """
+    before = layers_before(source)
+    behind: dict[str, list[str]] = {}
+    for taker, sources in before.items():
+        for name in sources:
+            behind.setdefault(name, []).append(taker)
+    old, new = layers_by_path(source), layers_by_path(model)
+    if path not in before or renamed.get(path, path) in new:
+        return []
+
+    def changed(name: str) -> bool:
+        fresh = new.get(renamed.get(name, name))
+        if fresh is None:
+            return False
+        pair = old[name].get_weights(), fresh.get_weights()
+        return len(pair[0]) != len(pair[1]) or not all(map(np.array_equal, *pair))
+
+    found = []
+    for ways in (before, behind):
+        waiting, seen = list(ways.get(path, ())), {path}
+        while waiting:
+            name = waiting.pop()
+            if name in seen:
+                continue
+            seen.add(name)
+            if old[name].weights and not is_batch_norm(old[name]):
+                found += [name] if changed(name) else []
+            else:
+                waiting += ways.get(name, ())
+    return found
