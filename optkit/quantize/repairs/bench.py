@@ -33,12 +33,15 @@ class Repaired:
         left: Names of the layers that could not be treated, each with the reason.
         names: Where models within the model were opened: the path that each layer had, and the
             name that it has now. Empty otherwise; layers keep their names then.
+        exact: Whether the outputs are the same, up to rounding, for every input, and not only for
+            those like the samples that the repair has seen.
     """
 
     model: Any
     done: tuple[str, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
+    exact: bool = True
 
 
 class Bench:
@@ -48,14 +51,15 @@ class Bench:
         model: A built functional or Sequential tf_keras model; it is read, never changed.
 
     Attributes:
-        graph: The uses of its layers; models within the model are opened.
+        model: The model, with models within it opened.
+        graph: The uses of its layers.
         names: As in `Repaired`, of all layers.
     """
 
     def __init__(self, model: Any):
         self._given = model
-        self._model, self.names = (_opened if nested_models(model) else _as_it_is)(model)
-        self.graph = Graph(self._model)
+        self.model, self.names = (_opened if nested_models(model) else _as_it_is)(model)
+        self.graph = Graph(self.model)
         self._linears: dict[int, Linear] = {}
         self._norms: dict[int, Norm] = {}
 
@@ -99,10 +103,10 @@ class Bench:
                 return outputs
             return made[id(layer)](*arguments, **keywords)
 
-        inputs = _inputs(self._model)
-        outputs = rewire(self._model, inputs, call)
-        packed = tf.nest.pack_sequence_as(self._model._nested_inputs, inputs)
-        results = tf.nest.pack_sequence_as(self._model._nested_outputs, outputs)
+        inputs = _inputs(self.model)
+        outputs = rewire(self.model, inputs, call)
+        packed = tf.nest.pack_sequence_as(self.model._nested_inputs, inputs)
+        results = tf.nest.pack_sequence_as(self.model._nested_outputs, outputs)
         repaired = keras.Model(packed, results, name=self._given.name)
         kept = {layer.name for layer in repaired.layers}
         return repaired, {path: name for path, name in self.names.items() if name in kept}

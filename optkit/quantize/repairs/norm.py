@@ -92,6 +92,11 @@ class Norm:
         self._mean, self._beta = self._mean / scale, self._beta / scale
         self.changed = True
 
+    def shift_inputs(self, shift: np.ndarray) -> None:
+        """Makes it give on ``x`` what it gave on ``x + shift``."""
+        self._mean = self._mean - shift
+        self.changed = True
+
     def assign_to(self, layer: Any) -> None:
         """Writes the statistics to a built layer of the same configuration."""
         for name, value in (

@@ -16,7 +16,17 @@ from optkit.quantize.repairs.linear import is_linear_layer
 from optkit.quantize.repairs.norm import is_norm_layer
 from optkit.runtime import tensorflow, tf_keras
 
-__all__ = ["Graph", "Way", "is_homogeneous", "is_plain"]
+__all__ = [
+    "Graph",
+    "Way",
+    "ceiling",
+    "concatenates",
+    "is_bent",
+    "is_homogeneous",
+    "is_plain",
+    "joins",
+    "passage",
+]
 
 # What these do to a channel does not depend on its factor and summand, when the model predicts.
 _SAME = (
@@ -39,6 +49,7 @@ _SAME = (
 )
 _AVERAGES = tuple(f"{g}AveragePooling{n}D" for g in ("", "Global") for n in (1, 2, 3))
 _MAXIMA = tuple(f"{g}MaxPooling{n}D" for g in ("", "Global") for n in (1, 2, 3))
+_JOINS = ("Add", "Average", "Maximum", "Minimum", "Subtract")
 _PADDINGS = ("ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D")
 
 
@@ -85,8 +96,14 @@ class Way:
 
 
 @dataclass(frozen=True)
-class _Passage:
-    """How a layer without a matrix lets channels through, each repeated so many times."""
+class Passage:
+    """How a layer without a matrix lets channels through.
+
+    Attributes:
+        repeat: How often each channel comes out.
+        positive: Whether it lets positive factors through only.
+        unshifted: Whether it lets no summands through.
+    """
 
     repeat: int = 1
     positive: bool = False
@@ -125,6 +142,10 @@ class Graph:
             for weight in node.layer.weights:
                 owners.setdefault(id(weight), set()).add(id(node.layer))
         self._shared = {owner for found in owners.values() if len(found) > 1 for owner in found}
+
+    def takers(self, tensor: Any) -> tuple[Any, ...]:
+        """The uses of layers that take a tensor, each once."""
+        return tuple(self._takers.get(id(tensor), ()))
 
     def is_output(self, tensor: Any) -> bool:
         """Whether a tensor is an output of the model."""
@@ -172,17 +193,17 @@ class Graph:
         if norms and is_norm_layer(layer) and not self.why_not(node):
             rest = self._forward(node.outputs, index, norms)
             return Way(norms=(End(node, index),)) + rest
-        if _concatenates(node):
+        if concatenates(node):
             parts = [
                 index if other is tensor else np.full(other.shape[-1], -1)
                 for other in node.keras_inputs
             ]
             return self._forward(node.outputs, np.concatenate(parts), norms)
-        passage = _passage(node)
-        if passage is None:
+        passed = passage(node)
+        if passed is None:
             return Way(blocked=f"{layer.name!r} ({type(layer).__name__}) comes behind it")
-        rest = self._forward(node.outputs, np.tile(index, passage.repeat), norms)
-        return _marked(passage, layer) + rest
+        rest = self._forward(node.outputs, np.tile(index, passed.repeat), norms)
+        return _marked(passed, layer) + rest
 
     def backward(self, tensor: Any, channels: int, taker: Any) -> Way:
         """Where the channels of a tensor that one layer alone takes come from.
@@ -211,7 +232,7 @@ class Graph:
             return Way(ends=(End(node, index),), positive=bent, unshifted=bent)
         if id(layer) in self.removed:
             return self._backward(node.keras_inputs[0], index, node)
-        if _concatenates(node):
+        if concatenates(node):
             way, first = Way(), 0
             if len({id(part) for part in node.keras_inputs}) < len(node.keras_inputs):
                 return Way(blocked=f"{layer.name!r} takes the same tensor twice")
@@ -220,16 +241,16 @@ class Graph:
                 way += self._backward(part, index[first:last], node)
                 first = last
             return way
-        passage = _passage(node)
-        if passage is None or passage.repeat != 1:
+        passed = passage(node)
+        if passed is None or passed.repeat != 1:
             return Way(blocked=f"it follows {layer.name!r} ({type(layer).__name__})")
-        return _marked(passage, layer) + self._backward(node.keras_inputs[0], index, node)
+        return _marked(passed, layer) + self._backward(node.keras_inputs[0], index, node)
 
 
-def _marked(passage: _Passage, layer: Any) -> Way:
+def _marked(passed: Passage, layer: Any) -> Way:
     return Way(
-        positive=layer.name if passage.positive else "",
-        unshifted=layer.name if passage.unshifted else "",
+        positive=layer.name if passed.positive else "",
+        unshifted=layer.name if passed.unshifted else "",
     )
 
 
@@ -248,23 +269,65 @@ def is_homogeneous(layer: Any) -> bool:
     """Whether the activation of a layer lets positive factors through: linear or ReLU."""
     activations = tf_keras().activations
     known = (activations.linear, activations.relu, tensorflow().nn.relu)
-    return any(layer.activation is function for function in known)
+    return any(getattr(layer, "activation", None) is function for function in known)
 
 
-def _concatenates(node: Any) -> bool:
+def ceiling(layer: Any) -> float | None:
+    """Up to which value the activation of a layer lets positive factors through.
+
+    Infinite for linear and ReLU, 6 for ReLU6; ``None`` where there is no such value.
+    """
+    if is_homogeneous(layer):
+        return np.inf
+    if type(layer) is tf_keras().layers.ReLU:
+        bent = layer.threshold or (layer.max_value is not None and layer.max_value <= 0)
+        return None if bent else np.inf if layer.max_value is None else float(layer.max_value)
+    return 6.0 if getattr(layer, "activation", None) is tensorflow().nn.relu6 else None
+
+
+def is_bent(layer: Any) -> bool:
+    """Whether it is a layer that is a ReLU, of whatever kind, and nothing else."""
+    layers = tf_keras().layers
+    if type(layer) is layers.Activation:
+        homogeneous = (
+            is_homogeneous(layer) and layer.activation is not tf_keras().activations.linear
+        )
+        return _float32(layer) and (homogeneous or ceiling(layer) == 6.0)
+    return type(layer) in (layers.ReLU, layers.LeakyReLU, layers.PReLU) and _float32(layer)
+
+
+def concatenates(node: Any) -> bool:
     """Whether it puts channels side by side."""
     layer = node.layer
-    if type(layer) is not tf_keras().layers.Concatenate or not _float32(layer):
+    if type(layer) is not tf_keras().layers.Concatenate or not _takes_several(node):
         return False
+    return layer.axis in (-1, len(node.keras_inputs[0].shape) - 1)
+
+
+def joins(node: Any) -> str:
+    """The kind of a layer that makes one tensor of several alike, channel by channel; else empty.
+
+    Factors that all of them share come through.
+    """
+    layer, kinds = node.layer, tf_keras().layers
+    kind = type(layer).__name__
+    if kind not in _JOINS or type(layer) is not getattr(kinds, kind) or not _takes_several(node):
+        return ""
+    alike = len({part.shape[-1] for part in node.keras_inputs}) == 1
+    return kind if alike and node.outputs.shape[-1] == node.keras_inputs[0].shape[-1] else ""
+
+
+def _takes_several(node: Any) -> bool:
+    """Whether a layer is called with a list of tensors, and nothing else."""
     plain = len(node.call_args) == 1 and not any(
         value is not None and value is not False for value in node.call_kwargs.values()
     )
     arguments = node.call_args[0] if node.call_args else ()
     several = isinstance(arguments, list | tuple) and len(arguments) == len(node.keras_inputs)
-    return plain and several and layer.axis in (-1, len(node.keras_inputs[0].shape) - 1)
+    return plain and several and _float32(node.layer)
 
 
-def _passage(node: Any) -> _Passage | None:
+def passage(node: Any) -> Passage | None:
     """How a layer lets channels through; ``None`` where it does not, or is not known."""
     layer = node.layer
     layers = tf_keras().layers
@@ -277,34 +340,34 @@ def _passage(node: Any) -> _Passage | None:
     if kind in _SAME:
         # Other ways of interpolating do not give a constant back as it was.
         plain = getattr(layer, "interpolation", "nearest") in ("nearest", "bilinear")
-        return _Passage() if plain else None
+        return Passage() if plain else None
     if kind in _AVERAGES:
-        return _Passage()
+        return Passage()
     if kind in _MAXIMA:
-        return _Passage(positive=True)
+        return Passage(positive=True)
     if kind in _PADDINGS:
-        return _Passage(unshifted=True)
+        return Passage(unshifted=True)
     if kind in ("Flatten", "Reshape"):
         return _rearranged(source, tuple(node.outputs.shape))
     if kind == "Permute":
-        return _Passage() if layer.dims[-1] == len(layer.dims) else None
+        return Passage() if layer.dims[-1] == len(layer.dims) else None
     if kind in ("LeakyReLU", "PReLU"):
-        return _Passage(positive=True, unshifted=True)
+        return Passage(positive=True, unshifted=True)
     if kind == "ReLU":
         bent = layer.max_value is None and not layer.threshold
-        return _Passage(positive=True, unshifted=True) if bent else None
+        return Passage(positive=True, unshifted=True) if bent else None
     if kind == "Activation" and is_homogeneous(layer):
         bent = layer.activation is not tf_keras().activations.linear
-        return _Passage(positive=bent, unshifted=bent)
+        return Passage(positive=bent, unshifted=bent)
     return None
 
 
-def _rearranged(source: tuple[int | None, ...], target: tuple[int | None, ...]) -> _Passage | None:
+def _rearranged(source: tuple[int | None, ...], target: tuple[int | None, ...]) -> Passage | None:
     """Channels after values were put into another shape: the last axis is the fastest in both."""
     before, after = source[-1], target[-1]
     if len(source) < 2 or before is None or after is None or after % before:
         return None
-    return _Passage(repeat=after // before)
+    return Passage(repeat=after // before)
 
 
 def _float32(layer: Any) -> bool:
