@@ -19,12 +19,12 @@ from optkit.quantize.bias import (
     uncorrected,
     with_own_biases,
 )
-from optkit.quantize.calibrate import Ranges, calibrate, histograms
+from optkit.quantize.calibrate import Ranges, batches, calibrate, histograms
 from optkit.quantize.floatfile import FloatFile, float_file
 from optkit.quantize.judge import Judge, Judgement
 from optkit.quantize.mismatch import mismatch
 from optkit.quantize.ranges import ESTIMATORS, clip_aware, estimate
-from optkit.quantize.repairs import equalize, fold_batch_norms
+from optkit.quantize.repairs import balance, equalize, fold_batch_norms
 from optkit.quantize.scan import Found, search
 from optkit.quantize.select import groups, heirs, operations_of
 from optkit.quantize.tables import (
@@ -42,7 +42,7 @@ from optkit.study import Study
 __all__ = ["EXACT", "REPAIRS", "ControlFlowError", "Int8", "Settings"]
 
 #: What `Int8` can repair, in the order in which it does.
-REPAIRS = ("fold", "clip", "batch_norm", "equalize", "bias", "settle", "float_output")
+REPAIRS = ("fold", "clip", "batch_norm", "balance", "equalize", "bias", "settle", "float_output")
 #: Those that leave the outputs of the float model as they are.
 EXACT = ("fold", "clip")
 
@@ -144,7 +144,7 @@ class Int8:
         self.notes += file.notes
         self.judge = judge = self._judge(file)
         now = self._plain(model, file)
-        now = self._repaired(now, ("batch_norm", "equalize", "bias"))
+        now = self._repaired(now, ("batch_norm", "balance", "equalize", "bias"))
         now = self._estimated(now)
         now = self._repaired(now, ("settle", "float_output"))
         if judge is not None and self._tried:
@@ -251,11 +251,19 @@ class Int8:
     # ------------------------------------------------------------------------------------ repairs
 
     def _helps(self, before: Judgement | None, after: Judgement | None) -> bool:
-        """Whether a change is clearly for the better, and not for the worse in the metric."""
+        """Whether a change is clearly for the better, and the metric not for the worse."""
         if self.judge is None or before is None or after is None:
             return False
-        worse = self.judge.drop(after) > self.judge.drop(before)
-        return after.error < _HELPS * before.error and not worse
+        return after.error < _HELPS * before.error and not self._is_worse(before, after)
+
+    def _is_worse(self, before: Judgement, after: Judgement) -> bool:
+        """Whether the metric lost more than a few samples that fall this way or that."""
+        assert self.judge is not None
+        lost = self.judge.drop(after) - self.judge.drop(before)
+        if before.values is None or after.values is None:
+            return lost > 0
+        spread = float(np.std(after.values - before.values))
+        return bool(lost > spread / max(len(after.values), 1) ** 0.5)
 
     def _repaired(self, now: _Candidate, names: Collection[str]) -> _Candidate:
         """Tries repairs that are not exact, one on top of the other, and keeps those that help."""
@@ -333,19 +341,25 @@ class Int8:
         else:
             if not isinstance(now.model, tf_keras().Model):
                 return None
-            other = self._other_model(name, now.model)
+            other = self._other_model(name, now)
             if other is None:
                 return None
             return self._plain(other, float_file(other, self.settings.input_shapes))
         return dataclasses.replace(fresh, judged=self._judged(fresh))
 
-    def _other_model(self, name: str, model: Any) -> Any:
-        if name == "equalize":
-            equalized = equalize(model)
-            if not equalized.done:
+    def _other_model(self, name: str, now: _Candidate) -> Any:
+        """A model that computes the same, or nearly so, and quantizes better; ``None`` for none."""
+        if name in ("balance", "equalize"):
+            if name == "equalize":
+                repaired = equalize(now.model)
+            elif now.file.source.split is None:
+                repaired = balance(now.model, lambda: batches(now.file, self.samples))
+            else:  # the samples are those of the whole model
                 return None
-            self._renamed = {**self._renamed, **equalized.names}
-            return equalized.model
+            if not repaired.done:
+                return None
+            self._renamed = {**self._renamed, **repaired.names}
+            return repaired.model
         if self._reestimated is None:
             return None
         # Of the model as it came: folded statistics cannot be measured.

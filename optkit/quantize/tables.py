@@ -13,6 +13,7 @@ __all__ = ["REPAIR_NAMES", "ranges_table", "repairs_table", "samples_table", "sc
 #: Repairs in words.
 REPAIR_NAMES = {
     "none": "none of these",
+    "balance": "channels centred and widened",
     "equalize": "cross-layer equalization",
     "bias": "bias correction, worked out",
     "settle": "bias correction, measured",
