@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from test_repairs import (
     KINDS,
@@ -190,16 +190,16 @@ def test_means_pass_pooling_dropout_and_flattening():
     assert_same(model, repaired)
 
 
-def residual(tail):
+def residual():
     image = keras.Input((8, 8, 3))
     make = layers.Conv2D
     one = make(4, 1, name="one")(image)
     seen = make(6, 3, padding="same", activation="relu", name="wide")(make(5, 1, name="in")(one))
-    return image, one, make(4, 1, name="two")(seen), tail
+    return image, one, make(4, 1, name="two")(seen)
 
 
 def test_residual_streams_are_centered_as_a_whole():
-    image, one, two, _ = residual(None)
+    image, one, two = residual()
     summed = layers.Add()([one, two])
     three = layers.Conv2D(4, 1, name="three")(
         layers.Conv2D(6, 3, padding="same", activation="relu")(
@@ -228,7 +228,7 @@ def test_residual_streams_are_centered_as_a_whole():
 @pytest.mark.parametrize("join", ["Add", "Average", "Subtract", "Concatenate"])
 @pytest.mark.parametrize("twice", [True, False])
 def test_means_pass_joins(join, twice):
-    image, one, two, _ = residual(None)
+    image, one, two = residual()
     joined = getattr(layers, join)()([one, one] if twice else [one, two])
     joined = layers.Concatenate()([joined, layers.LayerNormalization(name="other")(two)])
     last = layers.Conv2D(3, 3, activation="tanh")(joined)
@@ -241,8 +241,19 @@ def test_means_pass_joins(join, twice):
     assert_same(model, repaired)
 
 
+@pytest.mark.parametrize("add", [lambda a, b: a + b, tf.add])
+def test_a_sum_by_an_operator_is_a_sum(add):
+    image, one, two = residual()
+    model = randomize(keras.Model(image, layers.Dense(3, activation="tanh")(add(one, two))))
+    repaired = balance(model, batches(model))
+    assert {"one: centered", "two: centered"} <= set(repaired.done)
+    assert_same(model, repaired)
+    more = randomize(keras.Model(image, layers.Dense(3, activation="tanh")(add(one, 1.0))))
+    assert "TFOpLambda" in balance(more, batches(more)).left["one"]
+
+
 def test_sums_of_other_shapes_and_joins_that_know_no_summand():
-    image, one, two, _ = residual(None)
+    image, one, two = residual()
     gate = layers.Dense(4, name="gate")(layers.GlobalAveragePooling2D()(one))
     summed = layers.Add()([two, gate])
     model = randomize(keras.Model(image, layers.Conv2D(2, 3, activation="tanh")(summed)))
@@ -258,7 +269,7 @@ def test_sums_of_other_shapes_and_joins_that_know_no_summand():
 
 
 def test_batch_norms_that_stay_make_up_for_means():
-    image, one, two, _ = residual(None)
+    image, one, two = residual()
     summed = layers.Add()([one, two])
     normed = layers.ReLU()(norm()(summed))
     three = layers.Conv2D(4, 1, name="three")(normed)
@@ -645,12 +656,17 @@ def random_graph(draw):
     tensors = [image]
     for _ in range(draw(st.integers(3, 9))):
         tensor = tensors[-1] if draw(st.booleans()) else draw(st.sampled_from(tensors))
-        kind = draw(st.sampled_from("cccddrrnajspm"))
+        kind = draw(st.sampled_from("cccddrrnajspmbb"))
         padding = draw(st.sampled_from(["same", "valid"]))
         if kind == "c":
             bend = draw(st.sampled_from([None, None, "relu", tf.nn.relu6, "tanh"]))
             width = draw(st.sampled_from([1, 2])) if tensor.shape[1] > 2 else 1
             tensor = layers.Conv2D(3, width, padding=padding, activation=bend)(tensor)
+        elif kind == "b":  # what this is about: a few channels, cut off or not, and depthwise
+            bend = draw(st.sampled_from([layers.ReLU, lambda: layers.ReLU(20.0)]))
+            made = layers.Conv2D(4, 1, padding=padding)(tensor)
+            tensor = layers.DepthwiseConv2D(2, padding=padding)(bend()(made))
+            tensors += [made] * draw(st.integers(0, 1))
         elif kind == "d":
             bend = draw(st.sampled_from([None, "relu"]))
             tensor = layers.DepthwiseConv2D(2, padding=padding, activation=bend)(tensor)
@@ -690,6 +706,8 @@ def test_random_graphs_keep_their_outputs(data):
     model = random_graph(data.draw)
     given_to = batches(model, 2)
     repaired = balance(model, given_to)
+    event(", ".join(sorted({text.partition(": ")[2].split()[0] for text in repaired.done})))
+    event(f"exact for every input: {repaired.exact}")
     assert_same(model, repaired, 1e-4, alive=False)  # on the samples that it has seen
     if repaired.exact:  # on others as well, and far from them
         inputs = [10 * leaf for leaf in samples(model, 50)]

@@ -49,6 +49,7 @@ _SAME = (
 )
 _AVERAGES = tuple(f"{g}AveragePooling{n}D" for g in ("", "Global") for n in (1, 2, 3))
 _MAXIMA = tuple(f"{g}MaxPooling{n}D" for g in ("", "Global") for n in (1, 2, 3))
+_ADDITIONS = ("__operators__.add", "math.add")
 _JOINS = ("Add", "Average", "Maximum", "Minimum", "Subtract")
 _PADDINGS = ("ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D")
 
@@ -307,14 +308,23 @@ def concatenates(node: Any) -> bool:
 def joins(node: Any) -> str:
     """The kind of a layer that makes one tensor of several alike, channel by channel; else empty.
 
-    Factors that all of them share come through.
+    Factors that all of them share come through. The sum of two tensors by ``+`` counts as ``Add``.
     """
-    layer, kinds = node.layer, tf_keras().layers
+    layer = node.layer
     kind = type(layer).__name__
-    if kind not in _JOINS or type(layer) is not getattr(kinds, kind) or not _takes_several(node):
+    if kind == "TFOpLambda" and layer.get_config()["function"] in _ADDITIONS:
+        plain = len(node.call_args) == 2 and not any(
+            value is not None for value in node.call_kwargs.values()
+        )
+        kind = "Add" if plain and len(node.keras_inputs) == 2 and _float32(layer) else ""
+    elif (
+        kind not in _JOINS
+        or type(layer) is not getattr(tf_keras().layers, kind)
+        or not _takes_several(node)
+    ):
         return ""
-    alike = len({part.shape[-1] for part in node.keras_inputs}) == 1
-    return kind if alike and node.outputs.shape[-1] == node.keras_inputs[0].shape[-1] else ""
+    sizes = {part.shape[-1] for part in (*node.keras_inputs, node.outputs)}
+    return kind if len(sizes) == 1 else ""
 
 
 def _takes_several(node: Any) -> bool:
