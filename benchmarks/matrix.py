@@ -30,6 +30,9 @@ below. There is no third outcome.
 
 This page is made by `python -m benchmarks.matrix`; `nox -s full` runs the same cells as tests.
 
+```{rst-class} matrix
+```
+
 """
 
 
