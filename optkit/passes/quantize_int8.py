@@ -77,9 +77,11 @@ class QuantizeINT8(ConvertPass):
         repairs: ``"auto"`` for all, ``"exact"`` for those that do not change the float model,
             ``"none"``, or a list of: ``"fold"`` (batch norm folded into its neighbours), ``"clip"``
             (ranges without what the next operator tells apart no more), both exact;
-            ``"equalize"`` (cross-layer equalization), ``"bias"`` (bias correction),
-            ``"batch_norm"`` (statistics of batch norm measured anew), ``"float_output"`` (the last
-            operator in float), each tried where the plain file is off, and kept if it helps.
+            ``"batch_norm"`` (statistics of batch norm measured anew), ``"balance"`` (channels centred,
+            and widened before depthwise convolutions), ``"equalize"`` (cross-layer equalization),
+            ``"bias"`` and ``"settle"`` (bias correction, worked out from the weights, and measured
+            in the file), ``"float_output"`` (the last operator in float), each tried where the
+            plain file is off, and kept if it helps.
         keep_float: Layers that stay in float: names of layers (exact), paths of layers within
             models (``"backbone/conv"``), names of models within the model, classes of layers or
             their names (``"Softmax"``). ``"auto"`` searches for them: each layer is returned to
@@ -249,6 +251,8 @@ class QuantizeINT8(ConvertPass):
                 "loops or branches are left in the model: quantized by TensorFlow's converter in a "
                 "process of its own, without repairs and with ranges from lowest to highest"
             )
+            if context.learned is not None:
+                context.note(f"not used there: what training learned ({context.learned})")
             return made
         for note in work.notes:
             context.note(note)
