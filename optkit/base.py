@@ -203,7 +203,7 @@ class _ModelPass(Pass):
         if state.learned is not None and context.newly_learned is None:
             context.note(
                 "what was learned for quantization is dropped: it belongs to the weights before "
-                "this pass. Put the pass before that training, or quantize first"
+                "this pass. Put the pass before that training"
             )
         return State(KerasArtifact(model), state.recipe, kept, context.newly_learned)
 
@@ -306,7 +306,13 @@ class ConvertPass(Pass):
 
     def apply(self, state: State, context: Context) -> State:
         """Converts the artifact; what holds for Keras weights ends here."""
-        return State(self.convert(state.artifact, context), state.recipe)
+        artifact = self.convert(state.artifact, context)
+        if state.learned is not None and not context.learned_seen:
+            context.note(
+                f"not used here: what training for quantization learned ({state.learned}). This "
+                "pass rounds in its own way"
+            )
+        return State(artifact, state.recipe)
 
 
 def _keras_model(state: State) -> Any:

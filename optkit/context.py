@@ -100,10 +100,9 @@ class Context:
         notes: What the row of this pass will say.
         studies: What the row of this pass will show.
         curves: For each training so far its figures by name, one value an epoch.
-        learned: The ranges that an earlier pass has learned for the weights that came in; ``None``
-            where there are none.
         newly_learned: Those that this pass has learned, for what it makes.
         goals_seen: Whether the pass asked for the goals.
+        learned_seen: Whether the pass asked for what was learned.
         timing_seen: Whether figures that depend on the machine have decided something.
         seconds_aside: Time that does not count as the pass's own work.
     """
@@ -130,7 +129,7 @@ class Context:
         self.log = logging.getLogger("optkit")
         self.notes: list[str] = []
         self.studies: list[Study] = []
-        self.learned = learned
+        self._learned = learned
         self.newly_learned: LearnedRanges | None = None
         self.curves: list[dict[str, list[float]]] = []
         self._on_epoch = on_epoch
@@ -139,7 +138,7 @@ class Context:
         self._goals = goals if goals is not None else Goals()
         self._judge = judge
         self._parent: Context | None = None
-        self.goals_seen = self.timing_seen = False
+        self.goals_seen = self.learned_seen = self.timing_seen = False
         self.seconds_aside = 0.0
 
     @property
@@ -147,6 +146,15 @@ class Context:
         """What the result must reach. A stage of a pass that asks for them depends on them."""
         self.goals_seen = True
         return self._goals
+
+    @property
+    def learned(self) -> LearnedRanges | None:
+        """What an earlier pass has learned about quantizing the weights that came in, if one has.
+
+        Of a conversion that does not ask for it, the row says that it was not used.
+        """
+        self.learned_seen = True
+        return self._learned
 
     def note(self, text: str) -> None:
         """Adds a sentence to the row of this pass in the report."""
@@ -233,7 +241,7 @@ class Context:
             goals=goals,
             on_epoch=self._on_epoch,
             watchers=None if self._watchers is None else self._watchers_of_branch,
-            learned=self.learned,
+            learned=self._learned,
             judge=self._judge,
         )
         made._parent = self

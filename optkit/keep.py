@@ -10,6 +10,7 @@ from optkit.base import Pass
 from optkit.context import Context, State
 from optkit.environment import describe_system, switches, training_threads
 from optkit.fingerprint import Unfingerprintable, artifact_fingerprint, library_versions, own_parts
+from optkit.learned import LearnedRanges
 from optkit.measuring import Measured
 from optkit.prepare import Options, Prepared
 from optkit.report import Report
@@ -60,7 +61,12 @@ class Keeper:
         )[0]
 
     def key(
-        self, item: Pass, context: Context, incoming: str, recipe: Sequence[Pass]
+        self,
+        item: Pass,
+        context: Context,
+        incoming: str,
+        learned: LearnedRanges | None,
+        recipe: Sequence[Pass],
     ) -> str | None:
         """The key of a stage: everything that its result depends on.
 
@@ -68,6 +74,7 @@ class Keeper:
             item: The pass.
             context: What it will work with.
             incoming: Fingerprint of the artifact that comes in.
+            learned: What was learned about it.
             recipe: The recipe passes so far.
 
         Returns:
@@ -86,7 +93,7 @@ class Keeper:
         key, reason = stage_key(
             incoming=incoming,
             constraints=context.constraints,
-            learned=context.learned,
+            learned=learned,
             item=item,
             recipe=list(recipe),
             seed=context.seed,

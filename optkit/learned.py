@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -52,6 +53,20 @@ class LearnedRanges:
         object.__setattr__(self, "activations", types.MappingProxyType(ranges))
         object.__setattr__(self, "weight_bits", types.MappingProxyType(bits))
         object.__setattr__(self, "notes", _validate.texts("notes", self.notes))
+
+    def __str__(self) -> str:
+        """In words, how much there is.
+
+        >>> str(LearnedRanges({"relu": (0.0, 6.0)}, {"conv": 4, "scores": 8, "hidden": 8}))
+        '1 range of activations, weights of 1 layer to 4 bits and of 2 layers to 8 bits'
+        """
+        counts = sorted(Counter(self.weight_bits.values()).items())
+        bits = " and ".join(
+            f"of {count} layer{'s' * (count != 1)} to {b} bits" for b, count in counts
+        )
+        found = len(self.activations)
+        ranges = f"{found} range{'s' * (found != 1)} of activations"
+        return f"{ranges}, weights {bits}" if bits else ranges
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""

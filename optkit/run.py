@@ -184,7 +184,9 @@ class Runner:
 
     def _work(self, number: int, name: str, item: Pass, row: Row, context: Context) -> Row:
         """Does the work of a pass, unless an earlier run in the same folder has done it."""
-        key = self.kept.key(item, context, self.fingerprint, self._recipe_passes)
+        key = self.kept.key(
+            item, context, self.fingerprint, self.state.learned, self._recipe_passes
+        )
         stored = self.kept.find(name, key)
         if stored is not None and self._still_holds(stored):
             context.notes[:] = stored.facts["notes"]

@@ -8,7 +8,7 @@ import math
 import numbers
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -152,7 +152,9 @@ class Study:
     def __repr__(self) -> str:
         return f"Study({self.title!r}, {len(self.rows)} rows)"
 
-    def lines(self, limit: int | None = None) -> list[str]:
+    def lines(
+        self, limit: int | None = None, *, place: str = "", said: Collection[str] = ()
+    ) -> list[str]:
         """The study as lines of text, at most 100 columns wide.
 
         Where the table is wider than that and ends in a column of text, such as reasons, that text
@@ -161,6 +163,8 @@ class Study:
         Args:
             limit: How many rows to show at most; the last line of the table then says how many more
                 there are. ``None`` for all.
+            place: Where the others can be seen, for that line.
+            said: Notes that the reader knows already.
         """
         rows, more = self.telling(limit)
         cells = [[one_line(cell_text(value)) for value in row] for row in rows]
@@ -170,7 +174,8 @@ class Study:
             min(_CELL, max(map(len, column))) for column in zip(headings, *cells, strict=True)
         ]
         below = [""] * len(cells)
-        if _total(widths) > _WIDTH and len(headings) > 1 and not figures[-1]:
+        text_last = not figures[-1] or all(row[-1] is None for row in rows)
+        if _total(widths) > _WIDTH and len(headings) > 1 and text_last:
             last = headings.pop()
             for i, row in enumerate(cells):
                 text = row.pop()
@@ -201,8 +206,8 @@ class Study:
                 text, _WIDTH - 4, initial_indent="    ", subsequent_indent="    "
             )
         if more:
-            lines.append(f"… {more} more")
-        for note in self.notes:
+            lines.append(f"… {more} more in {place}" if place else f"… {more} more")
+        for note in (note for note in self.notes if note not in said):
             lines += textwrap.wrap(f"- {one_line(note)}", _WIDTH, subsequent_indent="  ")
         return lines
 

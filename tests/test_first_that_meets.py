@@ -123,7 +123,8 @@ def test_quantizing_where_the_float_model_is_too_big(trained, data):
     result = run([ok.FirstThatMeets(alternatives)], trained, data, goals=goals)
     row = result.report.rows[0]
     assert outcomes(row) == [("missed", False), ("met", True)]
-    assert [trial["size kB"] * 1000 for trial in trials(row)] == [a.size_bytes for a in alone]
+    sizes = [trial["size kB"] * 1000 for trial in trials(row)]
+    assert sizes == pytest.approx([item.size_bytes for item in alone])
     assert isinstance(result.artifact, ok.TFLiteArtifact)
     assert result.report.met
     # What the kept pass has to say after its work is there, too.
@@ -186,6 +187,28 @@ def test_what_was_learned_is_that_of_the_kept_one(trained, data):
     passes = [ok.FirstThatMeets([Learn(0.0), Learn(1.0), Learn(2.0)], goals), Look()]
     rows = run(passes, trained, data).report.rows
     assert rows[1].notes[0] == "{'relu': (0.0, 2.0)}"
+
+
+def test_models_that_will_not_be_kept_are_let_go(trained, data):
+    import gc
+    import weakref
+
+    made = []
+
+    class Watch(Scale):
+        def rewrite(self, model, context):
+            gc.collect()
+            context.note(f"alive: {[which() is not None for which in made]}")
+            model = super().rewrite(model, context)
+            made.append(weakref.ref(model))
+            return model
+
+    goals = ok.Goals(min_accuracy=0.99999)
+    passes = [ok.FirstThatMeets([Watch(0.0), Watch(1.0), Watch(-1.0), Watch(2.0)], goals)]
+    row = run(passes, trained, data).report.rows[0]
+    assert [trial["kept"] for trial in trials(row)] == [False, True, False, False]
+    gc.collect()
+    assert [which() is not None for which in made] == [False, True, False, False]
 
 
 # ------------------------------------------------------------------------- where none meets

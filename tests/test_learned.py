@@ -89,6 +89,24 @@ def test_the_next_pass_sees_it_and_one_that_changes_the_model_drops_it(data):
 
 
 @pytest.mark.usefixtures("untimed")
+def test_a_conversion_that_does_not_use_it_says_so(data):
+    class Plain(Look):
+        def convert(self, artifact, context):
+            return artifact
+
+    goals = ok.Goals(max_size_mb=100)
+    for last in (Plain(), ok.FirstThatMeets([Plain(), Plain()], goals)):
+        result = ok.Pipeline([Learn(), last]).run(small_model(), data, progress=False)
+        (said,) = [note for note in result.report.rows[1].notes if "learned" in note]
+        assert said.startswith(
+            "not used here: what training for quantization learned (1 range of activations, "
+            "weights of 1 layer to 8 bits)"
+        )
+    untaught = ok.Pipeline([Plain()]).run(small_model(), data, progress=False)
+    assert untaught.report.rows[0].notes == ()
+
+
+@pytest.mark.usefixtures("untimed")
 def test_it_is_kept_with_the_stage_and_is_part_of_the_key_behind_it(data, tmp_path):
     model, events = small_model(), []
 

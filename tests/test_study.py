@@ -141,6 +141,10 @@ def test_reasons_that_do_not_fit_stand_below_their_rows():
     assert lines[4].startswith("    why: too large large")
     assert " ".join(lines[4:-1]).count("large") == 40
     assert lines[-1].startswith("Prune(0.5)")
+    # Where nobody has a reason, names get its room.
+    names = ok.Study("Trials", study.columns, [(*row[:-1], None) for row in rows]).lines()
+    assert "why" not in names[1]
+    assert [line[:12] for line in names[3:]] == [lines[3][:12], lines[-1][:12]]
     narrow = ok.Study("Trials", ("pass", "why"), [("a", "too large")]).lines()
     assert narrow[1].split() == ["pass", "why"]
 
@@ -156,9 +160,9 @@ def test_the_report_shows_the_telling_rows_and_says_how_many_more():
     assert "5 QuantizeINT8: Layers one at a time" in text
     assert "layer29" in text
     assert "layer20" not in text
-    assert "… 24 more" in text
+    assert "… 24 more in report.rows[4].studies[0]" in text.splitlines()
     assert "5 QuantizeINT8: Two alone" in text
-    assert text.count("- on 200 samples") == 2
+    assert text.count("- on 200 samples") == 1  # both tables are read in the same way
 
 
 def test_markdown_has_a_table_of_each():

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from optkit.artifact import Artifact, KerasArtifact
@@ -135,6 +134,9 @@ class FirstThatMeets(Pass):
         trials: list[_Trial] = []
         for number, item in enumerate(self.passes, 1):
             trials.append(_try(number, item, state, context, goals))
+            kept = _least_missed(trials)
+            # Of the others nothing but their lines in the table is needed: models may be large.
+            trials = [trial if trial is kept else replace(trial, made=None) for trial in trials]
             if trials[-1].met:
                 break
         kept = _least_missed(trials)
@@ -152,8 +154,8 @@ class FirstThatMeets(Pass):
             )
         if goals != given:
             context.note(
-                "goals of accuracy were not looked at here: training behind this pass is to win it "
-                "back"
+                "goals of accuracy were not looked at here: the alternatives count on training "
+                "behind this pass to win it back"
             )
         made, branch = kept.made
         with context.aside():
@@ -171,9 +173,7 @@ class FirstThatMeets(Pass):
             raise PipelineError(_NO_GOALS)
         if not self.expects_recovery:
             return goals
-        left = dataclasses.replace(
-            goals, min_accuracy=None, max_accuracy_drop=None, min_class_accuracy=None
-        )
+        left = replace(goals, min_accuracy=None, max_accuracy_drop=None, min_class_accuracy=None)
         if not _limits(left):
             raise PipelineError(
                 f"The goals of FirstThatMeets are of accuracy alone ({goals!r}), and the passes count "
@@ -264,8 +264,8 @@ def _limits(goals: Goals) -> dict[str, float]:
 def _checked(item: Pass, setting: Setting) -> tuple[str, Any]:
     """Why a pass cannot work in a setting, empty where it can; and what later passes will see."""
     if "calibration" not in item.needs:  # which is shown to those alone that ask for it
-        data = dataclasses.replace(setting.data, calibration=None)
-        setting = dataclasses.replace(setting, data=data)
+        data = replace(setting.data, calibration=None)
+        setting = replace(setting, data=data)
     try:
         return "", item.check(setting)
     except Exception as error:

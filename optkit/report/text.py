@@ -422,6 +422,22 @@ def studies(report: Report) -> list[tuple[str, Study]]:
     ]
 
 
+def _study_lines(report: Report) -> list[str]:
+    """The studies in short, and where they are in full."""
+    places = [
+        f"report.rows[{i}].studies[{j}]"
+        for i, row in enumerate(report.rows)
+        for j in range(len(row.studies))
+    ]
+    lines = []
+    said: set[str] = set()  # several tables of a pass are read in the same way
+    for place, (title, study) in zip(places, studies(report), strict=True):
+        table = study.lines(_TELLING, place=place, said=said)
+        lines += ["", shortened(title, _WIDTH), *table[1:]]
+        said.update(study.notes)
+    return lines
+
+
 def _long_tail(report: Report) -> list[str]:
     """Classes that lost more than noise although the mean did not."""
     return [note for output, alone in each_output(report) for note in _tail_of(output, alone)]
@@ -584,8 +600,7 @@ def to_text(report: Report) -> str:
         lines.append("")
     for note in footnotes(report):
         lines += textwrap.wrap(f"- {note}", _WIDTH, subsequent_indent="  ")
-    for title, study in studies(report):
-        lines += ["", shortened(title, _WIDTH), *study.lines(_TELLING)[1:]]
+    lines += _study_lines(report)
     return "\n".join(lines)
 
 
