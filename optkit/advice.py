@@ -9,7 +9,8 @@ from optkit.report.text import goal_text
 
 __all__ = ["advise", "missed_goals"]
 
-_CONVERTING = ("QuantizeINT8",)
+#: Passes whose files are of whole numbers alone; smaller or quicker ones there are none.
+_SMALLEST = ("QuantizeINT8", "FirstThatMeets")
 
 
 def missed_goals(report: Report) -> str:
@@ -58,19 +59,22 @@ def _hint(goal: Goal, report: Report) -> str:
             f"classes: the worst class{f' of {goal.output}' if goal.output else ''} is {worst!r}. More samples of it, Augment, or weaker "
             "compression may help."
         )
-    names = {row.name.partition("-")[0] for row in report.rows if row.status == "ok"}
-    quantized = any(name in names for name in _CONVERTING)
     what = goal.name.partition("_")[2].rpartition("_")[0] or goal.name.partition("_")[2]
-    if quantized:
+    converted = [row for row in report.rows if row.family == "convert"]
+    kept = [row.name for row in converted if row.status == "ok"]
+    if any(name.partition("-")[0] in _SMALLEST for name in kept):
         return (
             f"{what}: the file is quantized already; a smaller architecture is what is left "
             "(TransferLearn with a smaller backbone)."
         )
-    undone = [row.name for row in report.rows if row.status == "rolled back"]
-    if any(name.partition("-")[0] in _CONVERTING for name in undone):
+    if kept:
+        return f"{what}: put QuantizeINT8 in the place of {kept[-1]}."
+    undone = [row.name for row in converted if row.status == "rolled back"]
+    if undone:
         return (
-            f"{what}: {', '.join(undone)} was undone for its accuracy. Give it more calibration "
-            "samples, or allow a larger `max_accuracy_drop`."
+            f"{what}: {', '.join(undone)} was undone for its accuracy. Keep the layers in float that "
+            'cost it (QuantizeINT8(keep_float="auto")), put QuantizeAware before it, or allow a '
+            "larger `max_accuracy_drop`."
         )
     gain = {
         "size": "which makes files about a quarter of their size",

@@ -417,6 +417,7 @@ def rows(*names, status="ok", accuracies=()):
     [
         (Goal("max_size_mb", 1, 2), rows("Prune"), "add QuantizeINT8"),
         (Goal("max_size_mb", 1, 2), rows("Prune", "QuantizeINT8"), "smaller architecture"),
+        (Goal("max_size_mb", 1, 2), rows("QuantizeFloat16"), "in the place of QuantizeFloat16"),
         (Goal("max_size_mb", 1, 2), rows("QuantizeINT8", status="rolled back"), "was undone"),
         (
             Goal("min_accuracy", 0.9, 0.7, at_least=True),

@@ -362,7 +362,7 @@ def test_a_batch_norm_that_a_repair_moved_keeps_what_it_went_into(sign, nested):
     name = "inner/norm" if nested else "norm"
     result = run(model, keep_float=[name])
     notes = result.report.rows[0].notes
-    assert any(note.startswith("batch norm: norm: into ") for note in notes)
+    assert any(note.startswith("batch norm folded: norm: into ") for note in notes)
     assert not any("nothing is left" in note for note in notes)
     assert kinds_in_float(result) == ["CONV_2D", "CONV_2D"]
     # Unrepaired, it is an operator of its own, and that alone stays.

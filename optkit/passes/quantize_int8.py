@@ -85,7 +85,8 @@ class QuantizeINT8(ConvertPass):
         keep_float: Layers that stay in float: names of layers (exact), paths of layers within
             models (``"backbone/conv"``), names of models within the model, classes of layers or
             their names (``"Softmax"``). ``"auto"`` searches for them: each layer is returned to
-            float by itself, then the best together, until the drop is within ``max_drop``.
+            float by itself, then the best together, until the drop is within ``max_drop``; those go
+            back that turn out needless.
         max_drop: Drop of the metric that ``keep_float="auto"`` may leave, in its own unit, at least
             0; ``None`` for the pipeline's ``max_accuracy_drop``, else for 0.005.
         search_samples: Samples to choose on, at least 1. Half of ``validation`` is set aside for

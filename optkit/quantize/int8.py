@@ -170,7 +170,7 @@ class Int8:
             return model
         folded = fold_batch_norms(model)
         self._renamed = folded.names
-        said = f"batch norm: {_listed(folded.done)}"
+        said = f"batch norm folded: {_listed(folded.done)}"
         if folded.done and said not in self.notes:
             self.notes.append(said)
         return folded.model
