@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from optkit.base import Pass
@@ -126,9 +126,8 @@ class Keeper:
         """Classes of the user's that models of this run may be made of."""
         found: dict[str, Any] = {}
         for _, _, item in self.prepared.steps:
-            for value in item.get_config().values():
-                if isinstance(value, tf_keras().Model):
-                    found |= own_parts(value)
+            for model in _models_in(item):
+                found |= own_parts(model)
         return found if self.model is None else found | own_parts(self.model)
 
     def keep(self, name: str, state: State, facts: dict[str, Any], key: str | None) -> str:
@@ -229,3 +228,16 @@ class Keeper:
     def _note(self, note: str) -> None:
         if note not in self.notes:
             self.notes.append(note)
+
+
+def _models_in(value: Any) -> Iterator[Any]:
+    """The tf_keras models among the arguments of a pass, and of passes that it holds."""
+    if isinstance(value, tf_keras().Model):
+        yield value
+    elif isinstance(value, Pass):
+        yield from _models_in(value.get_config())
+    elif isinstance(value, dict):
+        yield from _models_in(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _models_in(item)
