@@ -8,6 +8,7 @@ import math
 import numbers
 import os
 import textwrap
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -158,7 +159,8 @@ class Study:
         """The study as lines of text, at most 100 columns wide.
 
         Where the table is wider than that and ends in a column of text, such as reasons, that text
-        stands below its row; names are cut then.
+        stands below its row; names are cut then. Where names cannot be told apart any more, they
+        stand below their rows in full.
 
         Args:
             limit: How many rows to show at most; the last line of the table then says how many more
@@ -200,11 +202,13 @@ class Study:
             line(headings),
             "─" * min(_WIDTH, _total(widths)),
         ]
-        for row, text in zip(cells, below, strict=True):
+        whole = _told_apart([row[0] for row in cells], widths[0])
+        for row, *texts in zip(cells, whole, below, strict=True):
             lines.append(line(row))
-            lines += textwrap.wrap(
-                text, _WIDTH - 4, initial_indent="    ", subsequent_indent="    "
-            )
+            for text in texts:
+                lines += textwrap.wrap(
+                    text, _WIDTH - 4, initial_indent="    ", subsequent_indent="    "
+                )
         if more:
             lines.append(f"… {more} more in {place}" if place else f"… {more} more")
         for note in (note for note in self.notes if note not in said):
@@ -335,6 +339,12 @@ def _value(name: str, value: Any) -> Value:
         f"`{name}` must hold strings, numbers, True, False and None. Received: {value!r} (of type "
         f"{type(value).__name__})."
     )
+
+
+def _told_apart(names: Sequence[str], width: int) -> list[str]:
+    """What to say below rows so that cut names can be told apart; empty where they can."""
+    cut = Counter(shortened(name, width) for name in set(names))
+    return [name if cut[shortened(name, width)] > 1 else "" for name in names]
 
 
 def _total(widths: Sequence[int]) -> int:

@@ -149,6 +149,18 @@ def test_reasons_that_do_not_fit_stand_below_their_rows():
     assert narrow[1].split() == ["pass", "why"]
 
 
+def test_names_that_are_cut_can_be_told_apart():
+    names = [f"QuantizeAware(epochs=3, learning_rate=0.001, weight_bits={bits})" for bits in (4, 8)]
+    rows = [(name, 1) for name in (*names, "QuantizeINT8()")]
+    lines = ok.Study("Trials", ("pass", "rank"), rows).lines()[3:]
+    assert lines[0].split("…")[0] == lines[2].split("…")[0]
+    assert [lines[1].strip(), lines[3].strip()] == names
+    assert lines[4].split() == ["QuantizeINT8()", "1"]
+    # A name that stands there twice, or is alone in being long, needs nothing more.
+    for alone in ([names[0]] * 2, [names[0], "QuantizeINT8()"]):
+        assert len(ok.Study("Trials", ("pass",), [(name,) for name in alone]).lines()) == 5
+
+
 def test_hostile_names_stay_within_the_width():
     for line in str(with_studies(hostile(), scan(50))).splitlines():
         assert len(line) <= 100
