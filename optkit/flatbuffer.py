@@ -7,10 +7,22 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["FLOAT32", "buffer_of", "operator_name", "packed", "unpacked"]
+__all__ = [
+    "FLOAT16",
+    "FLOAT32",
+    "INT4",
+    "INT8",
+    "INT32",
+    "INT64",
+    "buffer_of",
+    "floats_of",
+    "operator_name",
+    "packed",
+    "unpacked",
+]
 
-#: The number that stands for floats among the types of tensors.
-FLOAT32 = 0
+#: The numbers that stand for types of tensors.
+FLOAT32, FLOAT16, INT32, INT64, INT8, INT4 = 0, 1, 2, 4, 9, 17
 
 _ROOM = 2**16  # what an edit may add before the builder has to grow
 _MARK = b"TFL3"
@@ -75,6 +87,24 @@ def buffer_of(model: Any, content: bytes) -> int:
     buffer.data = np.frombuffer(content, np.uint8)
     model.buffers.append(buffer)
     return len(model.buffers) - 1
+
+
+def floats_of(model: Any, tensor: Any) -> np.ndarray | None:
+    """The values of a float32 constant in its shape; ``None`` for other tensors.
+
+    Args:
+        model: A ``ModelT``.
+        tensor: One of its tensors.
+
+    Returns:
+        A view of the bytes in the buffer.
+    """
+    data = model.buffers[tensor.buffer].data
+    if tensor.type != FLOAT32 or data is None or len(data) == 0 or tensor.isVariable:
+        return None
+    shape = () if tensor.shape is None else tuple(int(size) for size in tensor.shape)
+    values = np.asarray(data, np.uint8).view(np.float32)
+    return values.reshape(shape) if values.size == np.prod(shape) else None
 
 
 def operator_name(code: Any) -> str:

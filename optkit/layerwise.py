@@ -14,7 +14,7 @@ import numpy as np
 
 from optkit import _validate
 from optkit.artifact import KerasArtifact, TFLiteArtifact
-from optkit.data import ArraySplit, Data, Split, batch_length, join_leaves, map_leaves
+from optkit.data import Data
 from optkit.entrance import admit
 from optkit.errors import ArgumentTypeError, DataError, ModelError, PipelineError
 from optkit.flatbuffer import unpacked
@@ -34,12 +34,18 @@ from optkit.passes.prune import Prune, smallest_out
 from optkit.prepare import Options, Prepared, prepare
 from optkit.progress import Progress, ProgressEvent
 from optkit.quantize.floatfile import FloatFile, float_file
-from optkit.quantize.int8 import _MOVES, EXACT, ControlFlowError, Int8, Settings
-from optkit.quantize.judge import Judge, relative_error
+from optkit.quantize.int8 import EXACT, ControlFlowError, Int8, Settings
+from optkit.quantize.judge import Judge, Scored, relative_error, score_of
 from optkit.quantize.repairs import fold_batch_norms
 from optkit.quantize.scan import quantize_alone, round_alone
-from optkit.quantize.select import groups, operations_of, resolve
-from optkit.quantize.sources import CalibrationSamples, check_input_shape, input_shapes
+from optkit.quantize.select import MOVES, groups, operations_of, resolve
+from optkit.quantize.sources import (
+    CalibrationSamples,
+    Taken,
+    check_input_shape,
+    input_shapes,
+    take,
+)
 from optkit.quantize.variant import float_operations
 from optkit.runtime import derive_seed, isolated
 from optkit.study import Chart, Study
@@ -485,55 +491,12 @@ def _require_weights(model: Any) -> None:
 # ----------------------------------------------------------------------------------------- samples
 
 
-@dataclass(frozen=True)
-class _Taken:
-    """The samples that figures are of, in memory."""
-
-    x: Any
-    y: Any
-    weights: Any
-    count: int
-
-
-def _taken(prepared: Prepared, samples: int, seed: int) -> _Taken:
-    """Samples of validation, drawn with the shares of the classes kept where that can be done."""
+def _taken(prepared: Prepared, samples: int, seed: int) -> Taken:
+    """Samples of validation to compare on."""
     split = prepared.data.validation
     if split is None:
         raise DataError("There is no `validation` split to measure on.")
-    if isinstance(split, ArraySplit) and split.samples is not None and split.samples > samples:
-        # A split may be sorted by class, so the first samples will not do.
-        task = prepared.task
-        classes = [n for n, part in task.each.items() if part.kind in ("multiclass", "binary")]
-        stratify = classes[0] if classes and task.parts else bool(classes)
-        draw = derive_seed(seed, "sensitivity samples")
-        _, split, _ = split.cut(samples / split.samples, draw, stratify)
-    batches = list(_alike(split, samples))
-    x, y = (join_leaves([batch[part] for batch in batches]) for part in (0, 1))
-    weights = None if batches[0][2] is None else join_leaves([batch[2] for batch in batches])
-    x, y = (map_leaves(lambda leaf: leaf[:samples], part) for part in (x, y))
-    if weights is not None:
-        weights = map_leaves(lambda leaf: leaf[:samples], weights)
-    return _Taken(x, y, weights, batch_length(x))
-
-
-def _alike(split: Split, count: int) -> Iterator[tuple[Any, Any, Any]]:
-    """Batches up to so many samples, as long as they are of one shape."""
-    shapes = None
-    for x, y, weights in split.iterate_weighted():
-        own = [np.shape(leaf)[1:] for part in (x, y) for leaf in _leaves(part)]
-        if shapes not in (None, own):
-            return
-        shapes = own
-        yield x, y, weights
-        count -= batch_length(x)
-        if count <= 0:
-            return
-
-
-def _leaves(part: Any) -> list[Any]:
-    if isinstance(part, dict):
-        return list(part.values())
-    return list(part) if isinstance(part, tuple) else [part]
+    return take(split, prepared.task, samples, derive_seed(seed, "sensitivity samples"))
 
 
 class _Scorer:
@@ -545,17 +508,11 @@ class _Scorer:
         wanted: The outputs of the float model by name; of the only one under ``""``.
     """
 
-    def __init__(self, metric: Metric, taken: _Taken, wanted: Mapping[str, np.ndarray]):
-        self._name = metric.output if metric.parts else ""
-        self._metric = metric.each[self._name]
-        self._y = taken.y[self._name] if metric.parts else taken.y
-        self._weights = None
-        if metric.weighted and taken.weights is not None:
-            weights = taken.weights
-            own = weights.get(self._name) if isinstance(weights, dict) else weights
-            self._weights = np.asarray(own, np.float64).reshape(-1)
+    def __init__(self, metric: Metric, taken: Taken, wanted: Mapping[str, np.ndarray]):
+        self._metric, self._taken = metric, taken
         self._wanted = wanted
-        self.float, self._values = self._score(wanted)
+        self._float = self._score(wanted)
+        self.float = self._float.figure
 
     @property
     def constant(self) -> bool:
@@ -565,30 +522,24 @@ class _Scorer:
             for found in self._wanted.values()
         )
 
-    def _score(self, outputs: Mapping[str, np.ndarray]) -> tuple[float, np.ndarray | None]:
-        found = outputs[self._name] if self._name else next(iter(outputs.values()))
-        metric = self._metric
-        if metric.per_sample is None:
-            if metric.whole is None:
-                raise PipelineError(f"The metric {metric.name!r} cannot be computed on samples.")
-            return float(metric.whole(self._y, found)), None
-        values = np.asarray(metric.per_sample(self._y, found), np.float64)
-        return float(np.average(values, weights=self._weights)), values
+    def _score(self, outputs: Mapping[str, np.ndarray]) -> Scored:
+        return score_of(self._metric, self._taken.y, outputs, self._taken.weights)
 
     def __call__(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Output error, metric, and its change with the paired interval where that is cheap."""
         errors = [relative_error(self._wanted[name], found) for name, found in outputs.items()]
-        score, values = self._score(outputs)
+        scored = self._score(outputs)
         interval = None
-        if values is not None and self._values is not None:
-            if self._weights is None:
-                interval = paired_change(self._values, values)[1]
+        if scored.values is not None and self._float.values is not None:
+            if scored.weights is None:
+                interval = paired_change(self._float.values, scored.values)[1]
             else:
-                interval = weighted_interval(values - self._values, self._weights)
+                change = scored.values - self._float.values
+                interval = weighted_interval(change, scored.weights)
         return {
             "error": float(np.mean(errors)),
-            "score": score,
-            "change": score - self.float,
+            "score": scored.figure,
+            "change": scored.figure - self.float,
             "change_ci": interval,
         }
 
@@ -634,7 +585,7 @@ class _Look:
     def __init__(
         self,
         prepared: Prepared,
-        taken: _Taken,
+        taken: Taken,
         layers: Sequence[Any] | None,
         *,
         calibration_samples: int,
@@ -653,10 +604,13 @@ class _Look:
         self.notes: list[str] = []
 
     def _resolved(self, layers: Sequence[Any]) -> frozenset[str]:
-        try:
-            return resolve(layers, self.kinds, nested_models(self.model), str(self.model.name))
-        except PipelineError as error:  # which speaks of the argument of a pass
-            raise PipelineError(str(error).replace("`keep_float`", "`layers`")) from None
+        return resolve(
+            layers,
+            self.kinds,
+            nested_models(self.model),
+            str(self.model.name),
+            argument="layers",
+        )
 
     def _left_out(self, names: Sequence[str], why: str) -> None:
         if names:
@@ -681,7 +635,7 @@ class _Look:
             file, ranges, whole = float_file(self.model, shapes), {}, self.model
             wanted = None if self.wanted is None else operations_of(file, self.wanted)
             self.notes += file.notes
-        judge = Judge(file, self.taken.x, None, self.prepared.metric)
+        judge = Judge(file, self.taken, self.prepared.metric)
         scorer = _Scorer(self.prepared.metric, self.taken, judge.wanted)
         found = self._groups(file, whole, back, wanted)
         facts = _Facts(file)
@@ -799,8 +753,8 @@ class _Look:
             if wanted is not None and not wanted & operations:
                 continue
             if name not in file.kinds:
-                unnamed += sorted(kinds - _MOVES)
-            elif kinds <= _MOVES:
+                unnamed += sorted(kinds - MOVES)
+            elif kinds <= MOVES:
                 moving.append(back.get(name, name))
             else:
                 own = back.get(name, name)
@@ -864,7 +818,7 @@ class _Look:
     def _prunable(self) -> dict[str, list[str]]:
         """Paths of the kernels by layer, those that `Prune` would take."""
         exact = [name for name in self.named or () if isinstance(name, str) and name in self.kinds]
-        targets = Prune(0.5, layers=dict.fromkeys(exact, 0.5))._targets(self.model)
+        targets = Prune(0.5, layers=dict.fromkeys(exact, 0.5)).targets(self.model)
         found = {
             layer: paths
             for layer, (_, paths) in targets.items()

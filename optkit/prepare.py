@@ -28,6 +28,7 @@ from optkit.task import (
     infer_task_of_outputs,
     loss_of_task,
     one_hot_outputs,
+    stratified_by,
 )
 from optkit.training import check_compiled_optimizer
 
@@ -102,7 +103,7 @@ def prepare(
             "of the report are measured."
         )
     task = _task(admitted, labelled, loss)
-    stratify = _stratified(task)
+    stratify = stratified_by(task)
     if options.goals.max_accuracy_drop is not None and bound.validation is None:
         if bound.train is None:
             raise PipelineError(
@@ -135,12 +136,6 @@ def prepare(
         check_compiled_optimizer(model)
     _check_passes(prepared, model, options.goals)
     return prepared
-
-
-def _stratified(task: Task) -> bool | str:
-    """What a cut keeps the shares of classes of: the only output, or the first with classes."""
-    found = [name for name, part in task.each.items() if part.kind in ("multiclass", "binary")]
-    return found[0] if found and task.parts else bool(found)
 
 
 def _of_outputs(described: Signature, metric: Metric) -> list[str]:

@@ -34,6 +34,7 @@ __all__ = [
     "one_hot_outputs",
     "replaced_loss",
     "several_losses",
+    "stratified_by",
 ]
 
 Kind = Literal["multiclass", "binary", "multilabel", "regression", "several"]
@@ -553,6 +554,17 @@ def replaced_loss(given: Any, task: Task, loss: Loss, source: str) -> Loss:
             for name, item in by_output.items()
         }
     )
+
+
+def stratified_by(task: Task) -> bool | str:
+    """What a cut of a split keeps the shares of classes of, as `Split.cut` takes it.
+
+    Returns:
+        Of a model with several outputs the name of the first with classes; of one with a single
+        output whether it has classes.
+    """
+    found = [name for name, part in task.each.items() if part.kind in ("multiclass", "binary")]
+    return found[0] if found and task.parts else bool(found)
 
 
 def dense_targets(task: Task, loss: Loss) -> tuple[Task, Loss]:

@@ -533,6 +533,21 @@ def test_histograms_count_the_values_that_there_were():
     assert abs(int(counted.counts[:1001].sum()) - int((outputs <= cut).sum())) <= 1
 
 
+def test_histograms_of_the_smallest_numbers():
+    """A width that 32 bits divide to infinity."""
+    from optkit.quantize import histograms
+
+    model = one_layer(layers.Dense(3, name="d"), (5,))
+    model.get_layer("d").set_weights([1e-37 * np.eye(5, 3), np.zeros(3)])
+    file = float_file(model)
+    ranges = calibrate(file, samples_of(model, 40))
+    (name,) = file.operations[0].outputs
+    assert 0 < ranges[name][1] - ranges[name][0] < 1e-36
+    counted = histograms(file, samples_of(model, 40), ranges)[name]
+    assert counted.counts.sum() == 120
+    assert counted.counts[0] < 60
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_percentiles_against_sorting(seed):
     from optkit.quantize import estimate
@@ -665,6 +680,101 @@ def test_bias_correction_equals_the_formula(kind):
     assert off[1].max() < 0.25 * off[0].max()
 
 
+def test_measured_bias_correction_brings_means_back():
+    """Of every layer, behind those that were already corrected, over all batches."""
+    from optkit.quantize.bias import settle_biases
+    from optkit.quantize.calibrate import batches, runs
+
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(5, name="one"),
+            layers.Dense(4, name="two"),
+            layers.Dense(3, name="three"),
+        ]
+    )
+    rng = np.random.default_rng(0)
+    for layer in model.layers:  # one large weight a channel: the others are rounded far
+        kernel = rng.uniform(-1, 1, layer.kernel.shape)
+        kernel[rng.integers(0, len(kernel), kernel.shape[1]), range(kernel.shape[1])] = 60
+        layer.set_weights([kernel, rng.normal(size=kernel.shape[1])])
+    file = float_file(model)
+
+    def samples():
+        drawn = np.random.default_rng(1)
+        for _ in range(32):
+            yield [drawn.uniform(0.3, 1, (1, 6)).astype("f")]
+
+    ranges = calibrate(file, samples)
+    assert len(list(batches(file, samples))) == 2
+
+    def away(content):
+        """The distance of the mean of each output of the last layer to that in the float model."""
+        (name,) = file.operations[-1].outputs
+        parts = []
+        for interpreter in runs(file, batches(file, samples), content):
+            (detail,) = [d for d in interpreter.get_tensor_details() if d["name"] == name]
+            scale, zero = detail["quantization"]
+            stored = interpreter.get_tensor(detail["index"]).astype(np.float64)
+            parts.append((stored - zero) * scale)
+        wanted = model.predict(np.concatenate([s[0] for s in samples()]), verbose=0)
+        return np.abs(np.concatenate(parts).mean(0) - wanted.mean(0)), scale
+
+    before, _ = away(quantize(file, ranges))
+    settled = settle_biases(file, lambda part: quantize(part, ranges), samples)
+    after, step = away(quantize(settled, ranges))
+    assert before.max() > 0.8 * step
+    assert after.max() < 0.3 * step
+    kept = settle_biases(
+        file, lambda part: quantize(part, ranges), samples, [item.index for item in file.operations]
+    )
+    assert away(quantize(kept, ranges))[0] == pytest.approx(before)
+
+
+def test_what_stays_in_float_has_its_own_biases(monkeypatch):
+    """A correction is for rounded numbers; without them it would be an error."""
+    from optkit.quantize import int8
+
+    monkeypatch.setattr(int8, "_LOOK_CLOSER", 0.0)
+    monkeypatch.setattr(int8, "_HELPS", np.inf)
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(5, activation="relu", name="one"),
+            layers.Dense(5, activation="relu", name="two"),
+            layers.Dense(3, name="out"),
+        ]
+    )
+    rng = np.random.default_rng(0)
+    for layer in model.layers:
+        layer.set_weights([w + rng.normal(size=w.shape) for w in layer.get_weights()])
+    x = rng.uniform(0.3, 1, (80, 6)).astype("f")
+    data = ok.Data(train=(x, model.predict(x, verbose=0)))
+    result = run(model, data, keep_float=["two"], repairs=["bias"], ranges="minmax", io="float32")
+    notes = result.report.rows[0].notes
+    assert any(note.startswith("bias correction, worked out: kept") for note in notes)
+    found = unpacked(result.artifact.content)
+    graph = found.subgraphs[0]
+    corrected = []
+    products = [
+        operator
+        for operator in graph.operators
+        if operator_name(found.operatorCodes[operator.opcodeIndex]) == "FULLY_CONNECTED"
+    ]
+    for operator, layer in zip(products, model.layers, strict=True):
+        bias = graph.tensors[operator.inputs[2]]
+        stored = np.asarray(found.buffers[bias.buffer].data, np.uint8)
+        if bias.type == FLOAT:
+            assert layer.name == "two"
+            assert np.array_equal(stored.view(np.float32), layer.bias.numpy())
+        else:
+            real = stored.view(np.int32) * bias.quantization.scale
+            corrected.append(
+                np.abs(real - layer.bias.numpy()).max() > bias.quantization.scale.max()
+            )
+    assert corrected == [True, True]
+
+
 def test_the_relative_error_is_that_of_the_formula():
     from optkit.quantize.judge import relative_error
 
@@ -778,9 +888,9 @@ def test_what_is_searched_on_and_what_is_reported_share_no_sample(monkeypatch):
     searched, reported = [], []
     whole, scored = Judge.__init__, quantize_int8.score
 
-    def watched(self, file, x, y, metric):
-        searched.append(x)
-        whole(self, file, x, y, metric)
+    def watched(self, file, taken, metric):
+        searched.append(taken.x)
+        whole(self, file, taken, metric)
 
     def watched_score(artifact, split, *others):
         reported.extend(batch for batch, _ in split.iterate())
@@ -852,3 +962,107 @@ def test_layers_of_equal_names_in_models_that_are_opened(keras_name, repairs):
         # Behind `a/norm` is a convolution that pads with zeros: its summands stay an operator.
         assert places("a/norm") == []
         assert kinds_in_float(run(model, data, keep_float=["a/norm"])) == ["ADD"]
+
+
+def test_a_search_speaks_of_the_layers_that_came_in():
+    """Folding opens models within the model, and calls their layers otherwise."""
+    model = two_blocks(keras)
+    x = np.random.default_rng(0).normal(size=(60, 8, 8, 2)).astype("f")
+    data = ok.Data(train=(x, model.predict(x, verbose=0)))
+    result = run(model, data, keep_float="auto", max_drop=0.0, repairs="exact")
+    row = result.report.rows[0]
+    listed = list(study(row, "Layers in float, one at a time")["layer in float"])
+    assert {"a/conv", "b/conv", "conv", "out"} <= set(listed)
+    paths = set(layers_by_path(model))
+    assert set(listed) <= paths
+    ok.Pipeline([ok.QuantizeINT8(keep_float=listed)]).check(model, data)
+    named = run(model, data, keep_float=["b/conv"])
+    assert "in float: b/conv" in named.report.rows[0].notes
+
+
+# --------------------------------------------------------------------------- what is chosen on
+
+
+def judged_on(monkeypatch):
+    """Collects the samples that judges are made with."""
+    from optkit.quantize.judge import Judge
+
+    seen, whole = [], Judge.__init__
+
+    def watched(self, file, taken, metric):
+        seen.append(taken)
+        whole(self, file, taken, metric)
+
+    monkeypatch.setattr(Judge, "__init__", watched)
+    return seen
+
+
+def test_choosing_sees_all_classes_of_a_sorted_validation(monkeypatch):
+    seen = judged_on(monkeypatch)
+    model = one_layer(layers.Dense(4, activation="softmax", name="d"), (5,))
+    x = np.random.default_rng(0).normal(size=(800, 5)).astype("f")
+    y = np.repeat([0, 1, 2, 3], 200)
+    run(model, ok.Data(train=(x, y), validation=(x, y)), search_samples=80)
+    assert np.bincount(seen[0].y).tolist() == [20, 20, 20, 20]
+    assert seen[0].count == 80
+
+
+def test_choosing_counts_samples_by_their_weights():
+    from optkit.errors import DataError
+    from optkit.metric import Metric
+    from optkit.quantize.judge import Judge
+    from optkit.quantize.sources import Taken
+
+    model = one_layer(layers.Dense(3, name="d"), (5,))
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(50, 5)).astype("f"), rng.integers(0, 3, 50)
+    weights = rng.uniform(0, 5, 50)
+    file = float_file(model)
+
+    def hits(y_true, y_pred):
+        return (y_pred.argmax(-1) == y_true).astype("f")
+
+    right = hits(y, model.predict(x, verbose=0))
+    counting = Metric("accuracy", True, hits, weighted=True)
+    judge = Judge(file, Taken(x, y, weights, 50), counting)
+    assert judge.float.score == pytest.approx(np.average(right, weights=weights))
+    assert judge.float.values.mean() == pytest.approx(judge.float.score)
+    plain = Judge(file, Taken(x, y, weights, 50), Metric("accuracy", True, hits))
+    assert plain.float.score == pytest.approx(right.mean())
+    assert plain.float.score != pytest.approx(judge.float.score)
+    with pytest.raises(DataError, match="All of the 50 samples to choose on have weight 0"):
+        Judge(file, Taken(x, y, 0 * weights, 50), counting)
+
+
+class Spoil(ok.RewritePass):
+    """Moves the answers of a model for some samples, so that it loses accuracy."""
+
+    def rewrite(self, model, context):
+        bias = model.layers[-1].bias
+        bias.assign(bias.numpy() + np.array([0.3, 0.0, 0.0], "f"))
+        return model
+
+
+@pytest.mark.parametrize("spoilt", [True, False])
+def test_a_search_leaves_what_is_left_of_the_goal(spoilt):
+    """The goal is about the model that came into the pipeline, not about what comes to the pass."""
+    model = one_layer(layers.Dense(3, name="d"), (5,))
+    x = np.random.default_rng(0).normal(size=(300, 5)).astype("f")
+    y = model.predict(x, verbose=0).argmax(1)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    passes = [Spoil()] * spoilt + [ok.QuantizeINT8(60, keep_float="auto")]
+    goals = ok.Goals(max_accuracy_drop=0.2)
+    result = ok.Pipeline(passes, goals=goals, loss=loss).run(
+        model, ok.Data(train=(x, y), validation=(x, y), test=(x, y))
+    )
+    notes = result.report.rows[-1].notes
+    (search,) = [note for note in notes if "on the samples that the search saw" in note]
+    left = [note for note in notes if "is left of the drop of 0.2 that the goal allows" in note]
+    if not spoilt:
+        assert not left
+        assert search.endswith("; 0.2 is allowed")
+        return
+    lost = 1 - result.report.rows[0].validation_after
+    assert 0.02 < lost < 0.2
+    assert len(left) == 1
+    assert search.endswith(f"; {0.2 - lost:g} is allowed")

@@ -232,6 +232,25 @@ def test_token_ids_given_as_floats_are_not_rounded():
         assert result.artifact.inputs[0].scale == 0
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_images_beside_token_ids_that_stay_floats_are_said(dtype):
+    """Inputs are taken as floats all together or not at all; whole numbers in floats decide."""
+    image, ids = keras.Input((4, 4, 2), name="image"), keras.Input((3,), name="ids", dtype=dtype)
+    seen = layers.Flatten()(layers.Conv2D(2, 3, name="conv")(image))
+    read = layers.Flatten()(layers.Embedding(9, 2, name="words")(ids))
+    model = keras.Model([image, ids], layers.Dense(3)(layers.Concatenate()([seen, read])))
+    x = {"image": noise(60, 4, 4, 2), "ids": np.arange(180).reshape(60, 3).astype(dtype) % 9}
+    result = run(model, data_of(x, model.predict(x, verbose=0)))
+    taken = {port.name: str(port.dtype) for port in result.artifact.inputs}
+    notes = said(result, "taken as float32, as other inputs are whole numbers: ")
+    if dtype == "float32":
+        assert taken == {"image": "float32", "ids": "float32"}
+        assert [note.partition(": ")[2] for note in notes] == ["image"]
+    else:
+        assert taken == {"image": "int8", "ids": "int32"}
+        assert not notes
+
+
 def test_text_behind_lookups():
     words = np.array([[f"w{i % 7} w{i % 5}"] for i in range(60)], dtype=object)
     vectorize = layers.TextVectorization(max_tokens=20, output_sequence_length=4)
@@ -397,6 +416,8 @@ def test_few_samples_are_said():
     result = run(cnn(), splits(calibration=X[:5]))
     assert said(result, "few calibration samples (5 < 50)")
     assert said(run(cnn(), splits(), 10), "few calibration samples (10 < 50)")
+    (alone,) = said(run(cnn(), splits(), 1), "calibrated on")
+    assert alone == "calibrated on 1 sample, drawn from train"
 
 
 def test_classes_out_of_proportion_are_said():

@@ -17,7 +17,7 @@ from optkit.recipe import Recipe
 from optkit.runtime import tensorflow, tf_keras
 from optkit.training import check_optimizer
 
-__all__ = ["Prune", "Schedule", "pruning_schedule"]
+__all__ = ["Prune", "Schedule", "pruning_schedule", "smallest_out"]
 
 _RAMP = 2 / 3  # share of the training in which sparsity grows; the rest recovers
 _UPDATES = 50  # masks made anew on the way, at most
@@ -177,10 +177,20 @@ class Prune(TrainPass):
     def check(self, setting: Setting) -> None:
         """Refuses unknown layer names and models with nothing to prune."""
         if setting.model is not None:
-            self._targets(setting.model)
+            self.targets(setting.model)
 
-    def _targets(self, model: Any) -> dict[str, tuple[float, list[str]]]:
-        """Sparsity and paths of the kernels, by path of each layer to prune."""
+    def targets(self, model: Any) -> dict[str, tuple[float, list[str]]]:
+        """What of a model is pruned.
+
+        Args:
+            model: A built tf_keras model.
+
+        Returns:
+            By path of each layer to prune, the share of zeros and the paths of its kernels.
+
+        Raises:
+            PipelineError: If a layer is named that there is not, or nothing can be pruned.
+        """
         layers = layers_by_path(model)
         wanted = dict.fromkeys(layers, self.sparsity)
         named: set[str] = set()
@@ -215,7 +225,7 @@ class Prune(TrainPass):
 
     def train(self, model: Any, recipe: Recipe, context: Context) -> Any:
         """Prunes the model while it trains."""
-        targets = self._targets(model)
+        targets = self.targets(model)
         split = context.data.train
         assert split is not None  # `needs` saw to it
         schedule = pruning_schedule(self.epochs * split.steps)

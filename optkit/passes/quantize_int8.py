@@ -15,6 +15,7 @@ from optkit.context import Context, Setting
 from optkit.convert import convert
 from optkit.data import Split, join_leaves
 from optkit.errors import ArgumentTypeError, DataError, OptkitError, PipelineError
+from optkit.goals import Goals
 from optkit.lookups import split_lookups
 from optkit.measuring.accuracy import compare_scores, score
 from optkit.metric import true_classes
@@ -24,6 +25,7 @@ from optkit.quantize.ranges import ESTIMATORS
 from optkit.quantize.select import resolve
 from optkit.quantize.sources import (
     CalibrationSamples,
+    Taken,
     agreement,
     always_converts,
     check_input_shape,
@@ -34,7 +36,9 @@ from optkit.quantize.sources import (
     require_exact_masks,
     require_shapes,
     signature_of,
+    take,
 )
+from optkit.task import stratified_by
 
 __all__ = ["QuantizeINT8"]
 
@@ -88,9 +92,10 @@ class QuantizeINT8(ConvertPass):
             float by itself, then the best together, until the drop is within ``max_drop``; those go
             back that turn out needless.
         max_drop: Drop of the metric that ``keep_float="auto"`` may leave, in its own unit, at least
-            0; ``None`` for the pipeline's ``max_accuracy_drop``, else for 0.005.
+            0; ``None`` for what earlier passes left of the pipeline's ``max_accuracy_drop``, else
+            for 0.005.
         search_samples: Samples to choose on, at least 1. Half of ``validation`` is set aside for
-            that; what the choice is worth is then measured on the other half.
+            that, and they are drawn from it; what the choice is worth is then measured on the other half.
         calibration_study: Whether to show how the result changes with the number of calibration
             samples.
 
@@ -232,7 +237,7 @@ class QuantizeINT8(ConvertPass):
             keep_float=(
                 self._layers_of(source) if isinstance(artifact, KerasArtifact) else frozenset()
             ),
-            max_drop=self._budget(context),
+            max_drop=self._budget(artifact, context),
             calibration_study=self.calibration_study,
             input_shapes=shapes,
         )
@@ -271,25 +276,39 @@ class QuantizeINT8(ConvertPass):
                 context.note(note)
         return made
 
-    def _budget(self, context: Context) -> float | None:
+    def _budget(self, artifact: Artifact, context: Context) -> float | None:
         """The drop that a search may leave; ``None`` where there is no search."""
         if self.keep_float != "auto":
             return None
         if self.max_drop is not None:
             return float(self.max_drop)
         allowed = context.goals.max_accuracy_drop
-        return _MAX_DROP if allowed is None else float(allowed)
+        if allowed is None:
+            return _MAX_DROP
+        # The goal is about the model that came into the pipeline, of which passes before may have
+        # lost a part.
+        change = context.judge(artifact, Goals(max_accuracy_drop=allowed)).accuracy_change or 0.0
+        lost = -context.metric.sign() * change
+        if lost <= 0:
+            return float(allowed)
+        left = max(allowed - lost, 0.0)
+        context.note(
+            f"keep_float='auto': {left:.4g} is left of the drop of {allowed:g} that the goal allows; "
+            "the passes before have taken the rest"
+        )
+        return left
 
-    def _chosen_on(self, context: Context) -> tuple[Any, Any] | None:
+    def _chosen_on(self, context: Context) -> Taken | None:
         """Inputs and targets to choose on: a half of validation, else inputs to calibrate on."""
         halves = _halves(context)
         if halves is not None:
-            return halves[0].head(self.search_samples)
+            seed = context.derive_seed("search samples")
+            return take(halves[0], context.task, self.search_samples, seed)
         drawn = context.data.calibration_split().single_inputs(
             self.search_samples, context.derive_seed("choosing")
         )
         alike = _of_one_shape(drawn)
-        return (join_leaves(alike), None) if alike else None
+        return Taken(join_leaves(alike), None, None, len(alike)) if alike else None
 
     # ------------------------------------------------------------------------------------- review
 
@@ -362,7 +381,7 @@ def _halves(context: Context) -> tuple[Split, Split] | None:
     validation = context.data.validation
     if validation is None or (validation.samples is not None and validation.samples < 4):
         return None
-    one, other, _ = validation.cut(0.5, context.derive_seed("halves"), False)
+    one, other, _ = validation.cut(0.5, context.derive_seed("halves"), stratified_by(context.task))
     return one, other
 
 

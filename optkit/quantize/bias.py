@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 
 from optkit.convert import Samples
-from optkit.errors import OptkitError, first_line
-from optkit.flatbuffer import FLOAT32, buffer_of, packed, unpacked
-from optkit.quantize.calibrate import batches, observe, open_file
+from optkit.flatbuffer import buffer_of, floats_of, packed, unpacked
+from optkit.quantize.calibrate import batches, observe, runs
 from optkit.quantize.floatfile import FloatFile, Operation
 
 __all__ = [
@@ -76,9 +75,10 @@ def correct_biases(file: FloatFile, samples: Samples, bits: int = 8) -> FloatFil
         taken = [int(tensor) for tensor in graph.operators[item.index].inputs]
         if _bias_of(model, item) is None or item.inputs[0] not in means:
             continue
-        weights = _constant(model, graph.tensors[taken[1]])
+        weights = floats_of(model, graph.tensors[taken[1]])
         if weights is None:
             continue
+        weights = weights.astype(np.float64)
         error = rounded_weights(weights, _CHANNEL[item.kind], bits) - weights
         shift = _mean_shift(item.kind, error, means[item.inputs[0]])
         if shift is not None:
@@ -108,17 +108,17 @@ def settle_biases(
         Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction",
         2019, section 4.2 (empirical bias correction).
     """
-    part = _first(batches(file, samples))
+    parts = _first(batches(file, samples))
     model = unpacked(file.content)
     places = [
         item
         for item in _correctable(file)
         if item.index not in keep_float and _bias_of(model, item) is not None
     ]
-    wanted = _means(file, iter([part]), {item.outputs[0] for item in places})
+    wanted = _means(file, iter(parts), {item.outputs[0] for item in places})
     for item in places:
         settled = dataclasses.replace(file, content=packed(model, len(file.content)))
-        found = _mean_stored(settled, make(settled), part, item.outputs[0])
+        found = _mean_stored(settled, make(settled), parts, item.outputs[0])
         if found is not None and item.outputs[0] in wanted:
             _lower_bias(model, item, found - wanted[item.outputs[0]])
     return dataclasses.replace(file, content=packed(model, len(file.content)))
@@ -189,16 +189,15 @@ def _address(values: np.ndarray) -> int:
     return int(values.__array_interface__["data"][0])
 
 
-def _first(found: Iterator[list[np.ndarray]]) -> list[np.ndarray]:
-    """The first samples, as one batch."""
-    parts: list[list[np.ndarray]] = []
+def _first(found: Iterator[list[np.ndarray]]) -> list[list[np.ndarray]]:
+    """The batches of the first samples: run at once, those of a large model would fill memory."""
+    parts, left = [], _SETTLED_ON
     for leaves in found:
-        if parts and any(a.shape[1:] != b.shape[1:] for a, b in zip(parts[0], leaves, strict=True)):
+        parts.append([leaf[:left] for leaf in leaves])
+        left -= len(leaves[0])
+        if left <= 0:
             break
-        parts.append(leaves)
-        if sum(len(leaves[0]) for leaves in parts) >= _SETTLED_ON:
-            break
-    return [np.concatenate(leaves)[:_SETTLED_ON] for leaves in zip(*parts, strict=True)]
+    return parts
 
 
 def _means(
@@ -209,47 +208,30 @@ def _means(
     counts: dict[str, int] = {}
 
     def visit(name: str, values: np.ndarray) -> None:
-        if name in names:
-            flat = values.reshape(-1, values.shape[-1]).astype(np.float64)
-            sums[name] = sums.get(name, 0.0) + flat.sum(axis=0)
-            counts[name] = counts.get(name, 0) + len(flat)
+        flat = values.reshape(-1, values.shape[-1]).astype(np.float64)
+        sums[name] = sums.get(name, 0.0) + flat.sum(axis=0)
+        counts[name] = counts.get(name, 0) + len(flat)
 
-    observe(file, samples, visit)
+    observe(file, samples, visit, names=names)
     return {name: np.asarray(total / counts[name]) for name, total in sums.items()}
 
 
 def _mean_stored(
-    file: FloatFile, content: bytes, part: list[np.ndarray], name: str
+    file: FloatFile, content: bytes, parts: list[list[np.ndarray]], name: str
 ) -> np.ndarray | None:
     """The mean of each channel of one activation of a quantized file; ``None`` if not found."""
-    interpreter, places = open_file(file, content)
-    details = {detail["index"]: detail for detail in interpreter.get_input_details()}
-    try:
-        for place, leaf in zip(places, part, strict=True):
-            interpreter.resize_tensor_input(place, leaf.shape)
-        interpreter.allocate_tensors()
-        for place, leaf in zip(places, part, strict=True):
-            interpreter.set_tensor(place, _stored(leaf, details[place]))
-        interpreter.invoke()
-    except (ValueError, RuntimeError) as error:
-        raise OptkitError(f"LiteRT could not run the file. {first_line(error)}") from error
-    for detail in interpreter.get_tensor_details():
-        if detail["name"] == name:
-            values = interpreter.get_tensor(detail["index"]).astype(np.float64)
-            scale, zero_point = detail["quantization"]
-            mean = values.reshape(-1, values.shape[-1]).mean(axis=0)
-            return np.asarray((mean - zero_point) * scale if scale else mean)
-    return None
-
-
-def _stored(leaf: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
-    """An input as the file takes it."""
-    scale, zero_point = detail["quantization"]
-    if not scale:
-        return leaf.astype(detail["dtype"], copy=False)
-    limits = np.iinfo(detail["dtype"])
-    steps = np.rint(leaf / np.float32(scale)) + zero_point
-    return np.asarray(np.clip(steps, limits.min, limits.max).astype(detail["dtype"]))
+    total, count = np.zeros(()), 0
+    scale, zero_point = 0.0, 0
+    for interpreter in runs(file, iter(parts), content):
+        detail = next((d for d in interpreter.get_tensor_details() if d["name"] == name), None)
+        if detail is None:
+            return None
+        scale, zero_point = detail["quantization"]
+        values = interpreter.get_tensor(detail["index"]).astype(np.float64)
+        flat = values.reshape(-1, values.shape[-1])
+        total, count = total + flat.sum(axis=0), count + len(flat)
+    mean = total / count
+    return np.asarray((mean - zero_point) * scale if scale else mean)
 
 
 def _mean_shift(kind: str, error: np.ndarray, mean: np.ndarray) -> np.ndarray | None:
@@ -271,7 +253,8 @@ def _bias_of(model: Any, item: Operation) -> np.ndarray | None:
     taken = [int(tensor) for tensor in graph.operators[item.index].inputs]
     if len(taken) < 3 or taken[2] < 0:
         return None
-    return _constant(model, graph.tensors[taken[2]])
+    found = floats_of(model, graph.tensors[taken[2]])
+    return None if found is None else found.astype(np.float64)
 
 
 def _lower_bias(model: Any, item: Operation, shift: np.ndarray) -> None:
@@ -296,11 +279,3 @@ def _lower_bias(model: Any, item: Operation, shift: np.ndarray) -> None:
     fresh.buffer = buffer_of(model, content.tobytes())
     operator.inputs = np.array([*taken[:2], len(graph.tensors), *taken[3:]], np.int32)
     graph.tensors.append(fresh)
-
-
-def _constant(model: Any, tensor: Any) -> np.ndarray | None:
-    data = model.buffers[tensor.buffer].data
-    if tensor.type != FLOAT32 or data is None or len(data) == 0:
-        return None
-    shape = () if tensor.shape is None else tuple(int(size) for size in tensor.shape)
-    return np.asarray(data, np.uint8).view(np.float32).reshape(shape).astype(np.float64)

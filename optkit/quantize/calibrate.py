@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,18 +13,19 @@ from optkit.convert import Samples
 from optkit.errors import DataError, OptkitError, first_line
 from optkit.quantize.floatfile import FloatFile
 
-__all__ = ["Histogram", "Ranges", "calibrate", "histograms", "observe"]
+__all__ = ["Histogram", "Ranges", "batches", "calibrate", "histograms", "observe", "runs"]
 
 #: The lowest and highest value of each activation, by name of the tensor.
 Ranges = dict[str, tuple[float, float]]
 
 _BATCH_BYTES = 2**21  # inputs of about this size are run at once
 _BATCH = 16
+_THREADS = 2
 _BINS = 2048
 _VALUES_A_SAMPLE = 16384
 
 
-def calibrate(file: FloatFile, samples: Samples, *, threads: int = 2) -> Ranges:
+def calibrate(file: FloatFile, samples: Samples) -> Ranges:
     """Measures the lowest and highest value of every activation.
 
     Runs LiteRT's own kernels with a profiler, as ai-edge-quantizer's calibration does, and takes
@@ -33,7 +34,9 @@ def calibrate(file: FloatFile, samples: Samples, *, threads: int = 2) -> Ranges:
     Args:
         file: The float file.
         samples: Gives inputs of the file, each a list in its order, shape ``(1, …)``.
-        threads: Threads to run on.
+
+    Returns:
+        The extremes by name of the tensor, of all activations, inputs and outputs among them.
 
     Raises:
         DataError: If there is no sample, or one holds NaN or infinity.
@@ -43,23 +46,23 @@ def calibrate(file: FloatFile, samples: Samples, *, threads: int = 2) -> Ranges:
     from ai_edge_quantizer.utils.qsv_utils import min_max_update
 
     try:
-        runs = calibrator.Calibrator(
+        made = calibrator.Calibrator(
             file.content,
-            num_threads=threads,
+            num_threads=_THREADS,
             mode=calibrator.CalibrationMode.CALIBRATION_PROFILER_BASED,
             qsv_update_func=min_max_update,
         )
     except (ValueError, RuntimeError) as error:
         raise OptkitError(f"LiteRT cannot run the float file. {first_line(error)}") from error
     # It counts operations for a progress bar, and reads all samples into a list for that.
-    runs._get_total_operations = lambda _: 0
+    made._get_total_operations = lambda _: 0
     recipe = recipe_manager.RecipeManager()
-    key = runs.get_signature_list()
+    key = next(iter(made.get_signature_list()))
     names = [info.name for info in file.signature.inputs]
     for leaves in batches(file, samples):
         sample = dict(zip(names, leaves, strict=True))
         try:
-            runs.calibrate({next(iter(key)): [sample]}, recipe)
+            made.calibrate({key: [sample]}, recipe)
         except (ValueError, RuntimeError) as error:
             shapes = {name: leaf.shape for name, leaf in sample.items()}
             raise OptkitError(
@@ -69,7 +72,7 @@ def calibrate(file: FloatFile, samples: Samples, *, threads: int = 2) -> Ranges:
     return _checked(
         {
             name: (float(np.min(found["min"])), float(np.max(found["max"])))
-            for name, found in runs.get_model_qsvs().items()
+            for name, found in made.get_model_qsvs().items()
         },
         file,
     )
@@ -77,6 +80,13 @@ def calibrate(file: FloatFile, samples: Samples, *, threads: int = 2) -> Ranges:
 
 def batches(file: FloatFile, samples: Samples) -> Iterator[list[np.ndarray]]:
     """Samples in batches, checked.
+
+    Args:
+        file: The float file that will take them.
+        samples: As for `calibrate`.
+
+    Yields:
+        Inputs in the order of the file's signature, up to 16 samples or about 2 MB at once.
 
     Raises:
         DataError: If there is no sample, or one holds NaN or infinity.
@@ -127,15 +137,21 @@ def _checked(ranges: Ranges, file: FloatFile) -> Ranges:
     return ranges
 
 
-def open_file(file: FloatFile, content: bytes | None = None) -> tuple[Any, list[int]]:
-    """An interpreter that keeps every activation, and the indices of its inputs.
+def runs(
+    file: FloatFile, samples: Iterator[list[np.ndarray]], content: bytes | None = None
+) -> Iterator[Any]:
+    """Runs a file batch by batch, every activation kept until the next one.
 
     Args:
         file: The float file.
-        content: The bytes of a file made of it, to open in its place.
+        samples: Its inputs in the order of its signature, in batches: floats, or as they are stored.
+        content: The bytes of a file made of it, to run in its place.
 
-    Returns:
-        The interpreter, not yet allocated, and its inputs in the order of the file's signature.
+    Yields:
+        The interpreter, behind each batch; what it holds is of that batch alone.
+
+    Raises:
+        OptkitError: If the file does not run on the samples.
     """
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
@@ -146,30 +162,11 @@ def open_file(file: FloatFile, content: bytes | None = None) -> tuple[Any, list[
             model_content=content or file.content,
             experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
             experimental_preserve_all_tensors=True,
-            num_threads=2,
+            num_threads=_THREADS,
         )
     entry = next(iter(interpreter._get_full_signature_list().values()))
-    return interpreter, [int(entry["inputs"][info.name]) for info in file.signature.inputs]
-
-
-def observe(
-    file: FloatFile,
-    samples: Iterator[list[np.ndarray]],
-    visit: Callable[[str, np.ndarray], Any],
-    content: bytes | None = None,
-) -> None:
-    """Runs a file and shows every activation that it computes, batch by batch.
-
-    Args:
-        file: The float file.
-        samples: Its inputs in the order of its signature, in batches, as they are stored.
-        visit: Called with the name of a tensor and its values as they are stored.
-        content: The bytes of a file made of it, to run in its place.
-
-    Raises:
-        OptkitError: If the file does not run on the samples.
-    """
-    interpreter, places = open_file(file, content)
+    places = [int(entry["inputs"][info.name]) for info in file.signature.inputs]
+    details = {detail["index"]: detail for detail in interpreter.get_input_details()}
     shapes: Any = None
     for leaves in samples:
         fresh = tuple(leaf.shape for leaf in leaves)
@@ -180,14 +177,50 @@ def observe(
                 interpreter.allocate_tensors()
                 shapes = fresh
             for place, leaf in zip(places, leaves, strict=True):
-                interpreter.set_tensor(place, leaf)
+                interpreter.set_tensor(place, _stored(leaf, details[place]))
             interpreter.invoke()
         except (ValueError, RuntimeError) as error:
             raise OptkitError(
                 f"LiteRT could not run the file on samples of shape {list(fresh)}. "
                 f"{first_line(error)}"
             ) from error
+        yield interpreter
+
+
+def _stored(leaf: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    """An input as the file takes it."""
+    scale, zero_point = detail["quantization"]
+    if not scale or leaf.dtype == detail["dtype"]:
+        return leaf.astype(detail["dtype"], copy=False)
+    limits = np.iinfo(detail["dtype"])
+    steps = np.rint(leaf / np.float32(scale)) + zero_point
+    return np.asarray(np.clip(steps, limits.min, limits.max).astype(detail["dtype"]))
+
+
+def observe(
+    file: FloatFile,
+    samples: Iterator[list[np.ndarray]],
+    visit: Callable[[str, np.ndarray], Any],
+    content: bytes | None = None,
+    *,
+    names: Collection[str] | None = None,
+) -> None:
+    """Runs a file and shows the activations that it computes, batch by batch.
+
+    Args:
+        file: The float file.
+        samples: As for `runs`.
+        visit: Called with the name of a tensor and its values as they are stored.
+        content: The bytes of a file made of it, to run in its place.
+        names: The tensors to show; ``None`` for all, constants among them.
+
+    Raises:
+        OptkitError: If the file does not run on the samples.
+    """
+    for interpreter in runs(file, samples, content):
         for detail in interpreter.get_tensor_details():
+            if names is not None and detail["name"] not in names:
+                continue
             try:
                 values = interpreter.get_tensor(detail["index"])
             except ValueError:  # constants that are packed, and what was never computed
@@ -225,20 +258,20 @@ def histograms(
         file: The float file.
         samples: As for `calibrate`.
         ranges: The extremes that `calibrate` found; values outside are counted at the ends.
+
+    Returns:
+        Histograms of 2048 bins by name of the tensor; none of what never changes.
     """
     found: dict[str, Histogram] = {}
 
     def visit(name: str, values: np.ndarray) -> None:
-        if name not in ranges or values.dtype != np.float32:
-            return
         low, high = ranges[name]
-        if not high > low:
-            return
         flat = values.ravel()
         step = max(1, flat.size // (_VALUES_A_SAMPLE * max(1, len(values))))
         # An odd step, so that it does not fall in with the channels, which are often even.
         part = flat[:: step | 1]
-        scaled = (part - low) * (_BINS / (high - low))
+        # In 64 bits, as the width of a bin may be less than 32 bits hold.
+        scaled = (part.astype(np.float64) - low) * (_BINS / (high - low))
         bins = np.clip(scaled.astype(np.int64), 0, _BINS - 1)
         counts = np.bincount(bins, minlength=_BINS)
         if name in found:
@@ -246,5 +279,8 @@ def histograms(
         else:
             found[name] = Histogram(low, high, counts)
 
-    observe(file, batches(file, samples), visit)
+    counted = {
+        name for name, (low, high) in ranges.items() if high > low and name in file.float_tensors
+    }
+    observe(file, batches(file, samples), visit, names=counted)
     return found

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from optkit.artifact import KerasArtifact
 from optkit.convert import Samples, Source, convert_to_tflite, source_of
-from optkit.flatbuffer import FLOAT32, operator_name, packed, unpacked
+from optkit.flatbuffer import FLOAT32, floats_of, operator_name, packed, unpacked
 from optkit.models import (
     Signature,
     is_graph,
@@ -108,6 +111,13 @@ class FloatFile:
     def has_control_flow(self) -> bool:
         """Whether loops or branches are left in it."""
         return any(item.kind in _CONTROL_FLOW for item in self.operations)
+
+    @functools.cached_property
+    def constants(self) -> Mapping[bytes, np.ndarray]:
+        """The values of its float constants, by name of the tensor; looked up once."""
+        model = unpacked(self.content)
+        found = {tensor.name: floats_of(model, tensor) for tensor in model.subgraphs[0].tensors}
+        return {name: values for name, values in found.items() if values is not None}
 
     def behind(self, samples: Samples) -> Samples:
         """Samples of the model as inputs of the file: without lookups they are the same."""
@@ -215,11 +225,10 @@ def _marked(model: Any, marks: dict[str, str]) -> Iterator[None]:
 
 def _origin(tensor: Any) -> tuple[str, ...]:
     """The path of the layer that an output of a model comes from, models within it opened."""
-    keras = tf_keras()
     prefix = ""
     layer = tensor._keras_history.layer
     place = tensor._keras_history.tensor_index
-    while isinstance(layer, keras.Model) and getattr(layer, "_is_graph_network", False):
+    while is_graph(layer):
         prefix += f"{layer.name}/"
         inner = layer.outputs[place]
         layer, place = inner._keras_history.layer, inner._keras_history.tensor_index
@@ -360,14 +369,8 @@ def _read(
 
 
 def _is_weight(model: Any, tensor: Any) -> bool:
-    data = model.buffers[tensor.buffer].data
-    return (
-        tensor.type == FLOAT32
-        and data is not None
-        and len(data) > 0
-        and tensor.shape is not None
-        and len(tensor.shape) > 1
-    )
+    values = floats_of(model, tensor)
+    return values is not None and values.ndim > 1
 
 
 def rename_tensors(content: bytes, name: Callable[[str], str]) -> bytes:

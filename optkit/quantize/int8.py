@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -26,7 +27,8 @@ from optkit.quantize.mismatch import mismatch
 from optkit.quantize.ranges import ESTIMATORS, clip_aware, estimate
 from optkit.quantize.repairs import balance, equalize, fold_batch_norms
 from optkit.quantize.scan import Found, search
-from optkit.quantize.select import groups, heirs, operations_of
+from optkit.quantize.select import MOVES, groups, heirs, operations_of, primary
+from optkit.quantize.sources import Taken
 from optkit.quantize.tables import (
     REPAIR_NAMES,
     ranges_table,
@@ -35,7 +37,14 @@ from optkit.quantize.tables import (
     scan_table,
 )
 from optkit.quantize.trained import learned_bits, with_learned
-from optkit.quantize.variant import Scheme, float_operations, quantize
+from optkit.quantize.variant import (
+    NO_ARITHMETIC,
+    Scheme,
+    float_inputs,
+    float_operations,
+    quantize,
+    whole_number_inputs,
+)
 from optkit.runtime import tf_keras
 from optkit.study import Study
 
@@ -49,15 +58,6 @@ EXACT = ("fold", "clip")
 _LOOK_CLOSER = 0.02  # relative error of the outputs from which on repairs are tried out
 _HELPS = 0.95  # share of the error that may be left by a repair that is kept
 _FEWER = 8  # calibration samples that a study begins with
-_NARROW = 2.0  # how many times as wide as seen ranges may be before that is said
-_CLIPPED = 0.001  # share of the activations out of range from which on that is said
-_IN_FLOAT_ANYWAY = frozenset({"CAST", "DEQUANTIZE", "FILL", "QUANTIZE", "SHAPE", "ZEROS_LIKE"})
-# fmt: off
-_MOVES = _IN_FLOAT_ANYWAY | {  # operators that give the numbers that they get, in 8 bits as in float
-    "EXPAND_DIMS", "MAX_POOL_2D", "PACK", "PAD", "RESHAPE", "SLICE", "SPLIT", "SQUEEZE",
-    "STRIDED_SLICE", "TRANSPOSE", "UNPACK",
-}
-# fmt: on
 
 
 class ControlFlowError(OptkitError):
@@ -82,8 +82,11 @@ class _Candidate:
     """A file that could be the result, and all that is needed to make it again."""
 
     model: Any
+    #: The name that a layer has in the model, by its path in the one that came in, where it differs.
+    names: Mapping[str, str]
     file: FloatFile
     exact: FloatFile  # of the outputs that the file should have: the same, biases not corrected
+    extremes: Ranges  # as they were measured
     ranges: Ranges
     keep: frozenset[int]
     judged: Judgement | None = None
@@ -100,7 +103,7 @@ class Int8:
         samples: What to calibrate on: inputs of the model.
         settings: What is asked for.
         metric: The metric of the run; needed where there is something to choose on.
-        chosen_on: Inputs and targets (or ``None``) to choose on; ``None`` where nothing is chosen.
+        chosen_on: Samples to choose on, with targets or without; ``None`` where nothing is chosen.
         learned: What training for quantization learned, or ``None``.
         reestimated: Gives a copy of the model with batch-norm statistics measured anew; ``None``
             where that cannot be done.
@@ -108,6 +111,9 @@ class Int8:
     Attributes:
         notes: What the row of the report should say.
         studies: The tables that it should show.
+        judge: What variants are judged by, once `make` has run; ``None`` where nothing is chosen.
+        final: The float file that was quantized, its model, its ranges and what stayed in float,
+            once `make` has run.
     """
 
     def __init__(
@@ -117,7 +123,7 @@ class Int8:
         settings: Settings,
         *,
         metric: Metric | None = None,
-        chosen_on: tuple[Any, Any] | None = None,
+        chosen_on: Taken | None = None,
         learned: LearnedRanges | None = None,
         reestimated: Callable[[Any], Any] | None = None,
     ):
@@ -126,8 +132,10 @@ class Int8:
         self._reestimated = reestimated
         self.notes: list[str] = []
         self.studies: list[Study] = []
-        self._renamed: Mapping[str, str] = {}
+        self.judge: Judge | None = None
+        self.final: _Candidate
         self._tried: list[tuple[str, Judgement, bool]] = []
+        self._told = False
 
     # ------------------------------------------------------------------------------- the course
 
@@ -135,15 +143,17 @@ class Int8:
         """The float file that was quantized, and the bytes of the quantized one.
 
         Raises:
+            ControlFlowError: If loops or branches are left in the file.
             OptkitError: If it cannot be done.
         """
         settings = self.settings
-        model, file = self._prepared(self.source)
+        model, names = self._folded(self.source)
+        file = float_file(model, settings.input_shapes)
         if file.has_control_flow:
             raise ControlFlowError("Loops or branches are left in the float file.")
         self.notes += file.notes
         self.judge = judge = self._judge(file)
-        now = self._plain(model, file)
+        now = self._plain(model, names, file)
         now = self._repaired(now, ("batch_norm", "balance", "equalize", "bias"))
         now = self._estimated(now)
         now = self._repaired(now, ("settle", "float_output"))
@@ -152,38 +162,34 @@ class Int8:
         if settings.calibration_study:
             self._study_samples(now)
         if settings.max_drop is not None and judge is not None:
-            now = self._searched(now, settings.max_drop)
+            now = self._searched(now, judge, settings.max_drop)
         content = self._made(now)
         self._say_what_stays(now, content)
         self.final = now
         return now.file, now.file.finish(content)
 
-    def _prepared(self, source: Any) -> tuple[Any, FloatFile]:
-        """The model with exact repairs done, and its float file."""
-        if not isinstance(source, tf_keras().Model):
-            return source, float_file(source, self.settings.input_shapes)
-        model = self._folded(source)
-        return model, float_file(model, self.settings.input_shapes)
-
-    def _folded(self, model: Any) -> Any:
-        if "fold" not in self.settings.repairs or self.learned is not None:
-            return model
+    def _folded(self, model: Any) -> tuple[Any, Mapping[str, str]]:
+        """The model with exact repairs done, and the names of layers that have others now."""
+        wanted = "fold" in self.settings.repairs and self.learned is None
+        if not wanted or not isinstance(model, tf_keras().Model):
+            return model, {}
         folded = fold_batch_norms(model)
-        self._renamed = folded.names
         said = f"batch norm folded: {_listed(folded.done)}"
         if folded.done and said not in self.notes:
             self.notes.append(said)
-        return folded.model
+        return folded.model, folded.names
 
     def _judge(self, file: FloatFile) -> Judge | None:
         if self.chosen_on is None or self.metric is None:
             return None
-        return Judge(file, *self.chosen_on, self.metric)
+        return Judge(file, self.chosen_on, self.metric)
 
-    def _plain(self, model: Any, file: FloatFile) -> _Candidate:
+    def _plain(self, model: Any, names: Mapping[str, str], file: FloatFile) -> _Candidate:
         """The candidate of a model with ranges from the lowest to the highest value."""
-        ranges = self._narrowed(file, self._calibrated(file))
-        found = _Candidate(model, file, file, ranges, self._kept(model, file))
+        extremes = self._calibrated(file)
+        ranges = self._narrowed(file, extremes)
+        keep = self._kept(model, names, file)
+        found = _Candidate(model, names, file, file, extremes, ranges, keep)
         return dataclasses.replace(found, judged=self._judged(found))
 
     def _made(self, candidate: _Candidate, keep: frozenset[int] | None = None) -> bytes:
@@ -211,26 +217,26 @@ class Int8:
     def _estimated(self, now: _Candidate) -> _Candidate:
         """With ranges by the way that was asked for, or by the best one."""
         wanted = self.settings.ranges
-        if wanted == "minmax" or self.learned is not None or (wanted, self.judge) == ("auto", None):
+        judge = self.judge
+        if wanted == "minmax" or self.learned is not None or (wanted == "auto" and judge is None):
             return now
         # Biases that were corrected leave the values as they are, but for a little.
         file = now.exact
-        extremes = self._calibrated(file)
+        extremes = now.extremes
         seen = histograms(file, file.behind(self.samples), extremes)
         judged: dict[str, _Candidate] = {"minmax": now}
         for kind in ESTIMATORS[1:] if wanted == "auto" else (wanted,):
             ranges = self._narrowed(file, estimate(kind, extremes, seen))
             other = dataclasses.replace(now, ranges=ranges, estimator=kind)
             judged[kind] = dataclasses.replace(other, judged=self._judged(other))
-        if wanted != "auto":
+        if judge is None or wanted != "auto":
             return judged[wanted]
         best = "minmax"
         for kind, found in judged.items():
-            if self._helps(judged[best].judged, found.judged):
+            if _helps(judge, judged[best].judged, found.judged):
                 best = kind
-        assert self.judge is not None
         rows = {kind: found.judged for kind, found in judged.items()}
-        self.studies.append(ranges_table(self.judge, rows, best))
+        self.studies.append(ranges_table(judge, rows, best))
         return judged[best]
 
     def _narrowed(self, file: FloatFile, ranges: Ranges) -> Ranges:
@@ -242,28 +248,14 @@ class Int8:
         if self.learned is None:
             return ranges
         taken = with_learned(file, ranges, self.learned)
-        changed = sum(taken[name] != ranges[name] for name in ranges)
-        said = f"{changed} ranges of activations are those learned in training"
-        if said not in self.notes:
+        if not self._told:  # the study of calibration samples comes here again
+            self._told = True
+            changed = sum(taken[name] != ranges[name] for name in ranges)
+            said = f"{changed} ranges of activations are those learned in training"
             self.notes += [said, *self.learned.notes]
         return taken
 
     # ------------------------------------------------------------------------------------ repairs
-
-    def _helps(self, before: Judgement | None, after: Judgement | None) -> bool:
-        """Whether a change is clearly for the better, and the metric not for the worse."""
-        if self.judge is None or before is None or after is None:
-            return False
-        return after.error < _HELPS * before.error and not self._is_worse(before, after)
-
-    def _is_worse(self, before: Judgement, after: Judgement) -> bool:
-        """Whether the metric lost more than a few samples that fall this way or that."""
-        assert self.judge is not None
-        lost = self.judge.drop(after) - self.judge.drop(before)
-        if before.values is None or after.values is None:
-            return lost > 0
-        spread = float(np.std(after.values - before.values))
-        return bool(lost > spread / max(len(after.values), 1) ** 0.5)
 
     def _repaired(self, now: _Candidate, names: Collection[str]) -> _Candidate:
         """Tries repairs that are not exact, one on top of the other, and keeps those that help."""
@@ -278,43 +270,18 @@ class Int8:
             candidate = self._try(name, now)
             if candidate is None or candidate.judged is None:
                 continue
-            kept = self._is_better(name, now.judged, candidate.judged)
+            kept = _is_better(judge, name, now.judged, candidate.judged)
             if not self._tried:
                 self._tried.append(("none", now.judged, True))
             self._tried.append((name, candidate.judged, kept))
             if kept:
-                self.notes.append(self._why_kept(name, now.judged, candidate.judged))
+                self.notes.append(_why_kept(judge, name, now.judged, candidate.judged))
                 now = candidate
             if kept and name == "batch_norm":
                 # Another float model: what comes after should be as near to that one.
                 judge.compare_with(now.file)
                 now = dataclasses.replace(now, judged=self._judged(now))
         return now
-
-    def _is_better(self, name: str, before: Judgement, after: Judgement) -> bool:
-        assert self.judge is not None
-        if name == "float_output":  # a file in integers alone is given up for nothing less
-            far = before.error >= _LOOK_CLOSER  # errors of numbers always get a little less
-            better = self.judge.drop(after) < self.judge.drop(before)
-            return far and better and self._helps(before, after)
-        if name != "batch_norm":
-            return self._helps(before, after)
-        # It makes another float model, so that nearness to the first one says nothing of it.
-        if before.values is None or after.values is None:
-            return False
-        gains = self.judge.metric.sign() * (after.values - before.values)
-        spread = float(np.std(gains)) / max(len(gains), 1) ** 0.5
-        return bool(gains.mean() > 2 * spread > 0)
-
-    def _why_kept(self, name: str, before: Judgement, after: Judgement) -> str:
-        assert self.judge is not None
-        metric = self.judge.metric.name
-        if name == "batch_norm" and before.score is not None and after.score is not None:
-            return (
-                f"{REPAIR_NAMES[name]} on train: kept, {metric} {before.score:.4g} -> {after.score:.4g} on "
-                "the samples set aside; the float model gains by it as well (`BNReestimate`)"
-            )
-        return f"{REPAIR_NAMES[name]}: kept, output error {before.error:.3g} -> {after.error:.3g}"
 
     def _try(self, name: str, now: _Candidate) -> _Candidate | None:
         """The candidate with one more repair; ``None`` where it does not apply."""
@@ -339,44 +306,39 @@ class Int8:
                 return None
             fresh = dataclasses.replace(now, keep=now.keep | ends)
         else:
-            if not isinstance(now.model, tf_keras().Model):
-                return None
             other = self._other_model(name, now)
             if other is None:
                 return None
-            return self._plain(other, float_file(other, self.settings.input_shapes))
+            return self._plain(*other, float_file(other[0], self.settings.input_shapes))
         return dataclasses.replace(fresh, judged=self._judged(fresh))
 
-    def _other_model(self, name: str, now: _Candidate) -> Any:
+    def _other_model(self, name: str, now: _Candidate) -> tuple[Any, Mapping[str, str]] | None:
         """A model that computes the same, or nearly so, and quantizes better; ``None`` for none."""
-        if name in ("balance", "equalize"):
-            if name == "equalize":
-                repaired = equalize(now.model)
-            elif now.file.source.split is None:
-                repaired = balance(now.model, lambda: batches(now.file, self.samples))
-            else:  # the samples are those of the whole model
-                return None
-            if not repaired.done:
-                return None
-            self._renamed = {**self._renamed, **repaired.names}
-            return repaired.model
-        if self._reestimated is None:
+        if not isinstance(now.model, tf_keras().Model):
             return None
-        # Of the model as it came: folded statistics cannot be measured.
-        fresh = self._reestimated(self.source)
-        return None if fresh is None else self._folded(fresh)
+        if name == "batch_norm":
+            # Of the model as it came: folded statistics cannot be measured.
+            fresh = None if self._reestimated is None else self._reestimated(self.source)
+            return None if fresh is None else self._folded(fresh)
+        if name == "equalize":
+            repaired = equalize(now.model)
+        elif now.file.source.split is None:
+            repaired = balance(now.model, lambda: batches(now.file, self.samples))
+        else:  # the samples are those of the whole model
+            return None
+        return (repaired.model, {**now.names, **repaired.names}) if repaired.done else None
 
     # --------------------------------------------------------------------------------- keep float
 
-    def _kept(self, model: Any, file: FloatFile) -> frozenset[int]:
+    def _kept(self, model: Any, names: Mapping[str, str], file: FloatFile) -> frozenset[int]:
         """The operators of the layers that were asked to stay in float."""
         found: frozenset[int] = frozenset()
         gone = []
         for path in sorted(self.settings.keep_float):
-            own = operations_of(file, {self._renamed.get(path, path)})
+            own = operations_of(file, {names.get(path, path)})
             if not own and isinstance(model, tf_keras().Model):
-                took = heirs(path, self.source, model, self._renamed)
-                own = operations_of(file, {self._renamed.get(name, name) for name in took})
+                took = heirs(path, self.source, model, names)
+                own = operations_of(file, {names.get(name, name) for name in took})
             if not own:
                 gone.append(path)
             found |= own
@@ -388,28 +350,26 @@ class Int8:
             self.notes.append(said)
         return found
 
-    def _searched(self, now: _Candidate, max_drop: float) -> _Candidate:
+    def _searched(self, now: _Candidate, judge: Judge, max_drop: float) -> _Candidate:
         """Returns layers to float until the drop is within the budget."""
-        assert self.judge is not None
-        if self.judge.y is None:
+        if not judge.labelled:
             self.notes.append(
                 "keep_float='auto': NOT SEARCHED, as there are no samples with targets to set aside "
                 "for it: validation needs at least 4, of which one half is searched on"
             )
             return now
         fixed = now.keep
+        own = _names_that_came(now)
         layers = {
-            layer: indices - fixed
+            own.get(layer, layer): indices - fixed
             for layer, indices in groups(now.file).items()
-            if any(now.file.operations[i].kind not in _MOVES for i in indices - fixed)
+            if any(now.file.operations[i].kind not in MOVES for i in indices - fixed)
         }
-        found = search(lambda keep: self._made(now, fixed | keep), self.judge, layers, max_drop)
-        self._show_scan(found, max_drop)
+        found = search(lambda keep: self._made(now, fixed | keep), judge, layers, max_drop)
+        self._show_scan(judge, found, max_drop)
         return dataclasses.replace(now, keep=fixed | found.operations, judged=found.judged)
 
-    def _show_scan(self, found: Found, max_drop: float) -> None:
-        assert self.judge is not None
-        judge = self.judge
+    def _show_scan(self, judge: Judge, found: Found, max_drop: float) -> None:
         self.studies.append(scan_table(judge, found))
         drop = judge.drop(found.judged)
         if found.met:
@@ -426,20 +386,28 @@ class Int8:
             )
 
     def _say_what_stays(self, now: _Candidate, content: bytes) -> None:
-        """Says what still computes in float in the file."""
-        floats = [kind for kind in float_operations(content) if kind not in _IN_FLOAT_ANYWAY]
+        """Says what still computes in float in the file, or comes as floats."""
+        floats = [kind for kind in float_operations(content) if kind not in NO_ARITHMETIC]
         asked = [now.file.operations[index].kind for index in now.keep]
         for kind in asked:
             if kind in floats:
                 floats.remove(kind)
         if asked:
-            layers = dict.fromkeys(
-                layer for i in sorted(now.keep) for layer in now.file.operations[i].layers[:1]
-            )
+            own = _names_that_came(now)
+            found = [primary(now.file.operations[i], now.file) for i in sorted(now.keep)]
+            layers = dict.fromkeys(own.get(layer, layer) for layer in found)
             self.notes.append(f"in float: {_listed(tuple(layers))}")
         if floats:
             kinds = ", ".join(sorted(set(floats)))
             self.notes.append(f"in float, as no quantizer treats them: {kinds}")
+        whole = whole_number_inputs(now.file)
+        ports = [port.name for port in now.file.signature.inputs]
+        names = dict(zip(ports, now.file.inputs, strict=True))
+        taken = float_inputs(content) if self.settings.io == "int8" else ()
+        if left := [name for name in taken if names.get(name) not in whole]:
+            self.notes.append(
+                f"taken as float32, as other inputs are whole numbers: {_listed(left)}"
+            )
 
     # ------------------------------------------------------------------------------------ studies
 
@@ -456,7 +424,8 @@ class Int8:
         rows = []
         for count in [*counts, len(every)]:
             part = every[:count]
-            ranges = self._narrowed(now.file, _sound(calibrate(now.file, lambda p=part: iter(p))))  # type: ignore[misc]
+            extremes = _sound(calibrate(now.file, functools.partial(iter, part)))
+            ranges = self._narrowed(now.file, extremes)
             judged = self._judged(dataclasses.replace(now, ranges=ranges))
             if judged is not None:
                 rows.append((count, judged.error, judged.score))
@@ -470,11 +439,57 @@ class Int8:
         """
         if self.learned is not None:  # what training learned to clip is meant to be
             return []
-        file, ranges = self.final.file, self.final.ranges
-        if self.final.estimator != "minmax":  # the others clip on purpose
-            ranges = self._narrowed(file, self._calibrated(file))
+        file = self.final.exact
+        ranges = self._narrowed(
+            file, self.final.extremes
+        )  # other ways than extremes clip on purpose
         clips = "clip" in self.settings.repairs
         return mismatch(file, ranges, file.behind(samples), clips=clips)
+
+
+def _helps(judge: Judge | None, before: Judgement | None, after: Judgement | None) -> bool:
+    """Whether a change is clearly for the better, and the metric not for the worse."""
+    if judge is None or before is None or after is None:
+        return False
+    return after.error < _HELPS * before.error and not _is_worse(judge, before, after)
+
+
+def _is_worse(judge: Judge, before: Judgement, after: Judgement) -> bool:
+    """Whether the metric lost more than a few samples that fall this way or that."""
+    lost = judge.drop(after) - judge.drop(before)
+    if before.values is None or after.values is None:
+        return lost > 0
+    spread = float(np.std(after.values - before.values))
+    return bool(lost > spread / max(len(after.values), 1) ** 0.5)
+
+
+def _is_better(judge: Judge, name: str, before: Judgement, after: Judgement) -> bool:
+    """Whether a repair is kept."""
+    if name == "float_output":  # a file in integers alone is given up for nothing less
+        return judge.drop(after) < judge.drop(before) and _helps(judge, before, after)
+    if name != "batch_norm":
+        return _helps(judge, before, after)
+    # It makes another float model, so that nearness to the first one says nothing of it.
+    if before.values is None or after.values is None:
+        return False
+    gains = judge.metric.sign() * (after.values - before.values)
+    spread = float(np.std(gains)) / max(len(gains), 1) ** 0.5
+    return bool(gains.mean() > 2 * spread > 0)
+
+
+def _why_kept(judge: Judge, name: str, before: Judgement, after: Judgement) -> str:
+    if name == "batch_norm" and before.score is not None and after.score is not None:
+        return (
+            f"{REPAIR_NAMES[name]} on train: kept, {judge.metric.name} {before.score:.4g} -> "
+            f"{after.score:.4g} on the samples set aside; the float model gains by it as well "
+            "(`BNReestimate`)"
+        )
+    return f"{REPAIR_NAMES[name]}: kept, output error {before.error:.3g} -> {after.error:.3g}"
+
+
+def _names_that_came(now: _Candidate) -> dict[str, str]:
+    """The paths in the model that came in of layers that have other names in the file."""
+    return {name: path for path, name in now.names.items()}
 
 
 def _sound(ranges: Ranges) -> Ranges:

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from optkit.flatbuffer import FLOAT32, buffer_of, packed, unpacked
+from optkit.flatbuffer import buffer_of, floats_of, packed, unpacked
 from optkit.quantize.calibrate import Ranges
 from optkit.quantize.floatfile import FloatFile
 from optkit.quantize.judge import Judge, Judgement
 from optkit.quantize.variant import engine_of, quantize
-from optkit.quantize.weights import _ALWAYS_8, _KERNELS, quantize_symmetric
+from optkit.quantize.weights import ALWAYS_8, KERNELS, quantize_symmetric
 
 __all__ = [
     "Found",
@@ -37,7 +37,7 @@ Make = Callable[[frozenset[int]], bytes]
 _TRIED_AGAIN = 8  # candidates that are looked at again after each choice
 
 #: Kernels by operator: where they stand among the inputs, and their axis of channels.
-_PLACES = {**_KERNELS, "GATHER": (0, 0)}
+_PLACES = {**KERNELS, "GATHER": (0, 0)}
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,6 @@ def scan(
     judge: Judge,
     layers: Mapping[str, frozenset[int]],
     kept: frozenset[int] = frozenset(),
-    *,
-    told: Callable[[int, int], None] | None = None,
 ) -> tuple[Scanned, ...]:
     """Returns each layer to float by itself.
 
@@ -93,20 +91,14 @@ def scan(
         judge: Says what they are worth.
         layers: Operators by layer.
         kept: Operators that are in float besides.
-        told: Is told after each layer how many of how many are done.
 
     Returns:
         The layers, the one that helps most first.
     """
-    found = []
-    for number, (layer, operations) in enumerate(layers.items(), start=1):
-        found.append(Scanned(layer, operations, judge(make(kept | operations))))
-        if told is not None:
-            told(number, len(layers))
-    return _ranked(judge, found)
-
-
-def _ranked(judge: Judge, found: Iterable[Scanned]) -> tuple[Scanned, ...]:
+    found = [
+        Scanned(layer, operations, judge(make(kept | operations)))
+        for layer, operations in layers.items()
+    ]
     # The metric moves in steps of one sample, so the error decides among equals.
     return tuple(sorted(found, key=lambda item: (judge.drop(item.judged), item.judged.error)))
 
@@ -231,10 +223,10 @@ def round_alone(file: FloatFile, operations: Collection[int], bits: int) -> Roun
         place, axis = found
         given = int(operator.inputs[place])
         if given not in fresh:
-            values = _constant(model, graph.tensors[given])
-            if values is None:
+            values = floats_of(model, graph.tensors[given])
+            if values is None or values.ndim < 2 or not np.isfinite(values).all():
                 continue
-            own = 8 if kind in _ALWAYS_8 else bits
+            own = 8 if kind in ALWAYS_8 else bits
             numbers, scale = quantize_symmetric(values, own, axis % values.ndim)
             along = [1] * values.ndim
             along[axis] = -1
@@ -258,16 +250,6 @@ def _kernel_of(operator: Any, kind: str) -> tuple[int, int] | None:
     if kind == "BATCH_MATMUL":
         return 1, -2 if getattr(operator.builtinOptions, "adjY", False) else -1
     return _PLACES.get(kind)
-
-
-def _constant(model: Any, tensor: Any) -> np.ndarray | None:
-    """The values of a float constant of rank two and above; ``None`` for other tensors."""
-    data = model.buffers[tensor.buffer].data
-    if tensor.type != FLOAT32 or data is None or not len(data):
-        return None
-    values = np.asarray(data, np.uint8).view(np.float32)
-    values = values.reshape([int(size) for size in tensor.shape])
-    return values if values.ndim > 1 and np.isfinite(values).all() else None
 
 
 def _needed(

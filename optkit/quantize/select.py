@@ -9,31 +9,31 @@ from typing import Any
 import numpy as np
 
 from optkit.errors import PipelineError
-from optkit.models import is_batch_norm, layers_by_path, nested_models
+from optkit.models import is_batch_norm, layers_by_path
 from optkit.quantize.floatfile import FloatFile, Operation, layers_before
 
-__all__ = ["check_names", "groups", "heirs", "operations_of", "primary", "resolve"]
+__all__ = ["MOVES", "groups", "heirs", "operations_of", "primary", "resolve"]
 
 _NEAREST = 3
 
-
-def check_names(model: Any, wanted: Iterable[Any]) -> None:
-    """Refuses names of layers that a model does not have.
-
-    Args:
-        model: A tf_keras model.
-        wanted: Names of layers, paths, or classes of layers, or the names of such.
-
-    Raises:
-        PipelineError: With the nearest names.
-    """
-    by_path = layers_by_path(model)
-    kinds = {path: type(layer).__name__ for path, layer in by_path.items()}
-    resolve(wanted, kinds, nested_models(model), str(model.name))
+#: Operators that give the numbers that they get, in 8 bits as in float, or compute with shapes and
+#: types alone.
+# fmt: off
+MOVES = frozenset({
+    "CAST", "DEQUANTIZE", "EXPAND_DIMS", "FILL", "MAX_POOL_2D", "PACK", "PAD", "QUANTIZE",
+    "RESHAPE", "SHAPE", "SLICE", "SPLIT", "SQUEEZE", "STRIDED_SLICE", "TRANSPOSE", "UNPACK",
+    "ZEROS_LIKE",
+})
+# fmt: on
 
 
 def resolve(
-    wanted: Iterable[Any], kinds: Mapping[str, str], nested: Collection[str] = (), model: str = ""
+    wanted: Iterable[Any],
+    kinds: Mapping[str, str],
+    nested: Collection[str] = (),
+    model: str = "",
+    *,
+    argument: str = "keep_float",
 ) -> frozenset[str]:
     """The paths of layers that are meant.
 
@@ -43,6 +43,7 @@ def resolve(
         kinds: The class of each layer, by path.
         nested: Names of the models within the model.
         model: Name of the model, for the error.
+        argument: What the argument that names layers is called, for the error.
 
     Raises:
         PipelineError: For what is none of these, with the nearest names.
@@ -58,7 +59,7 @@ def resolve(
             near = difflib.get_close_matches(name, known, _NEAREST, 0.4)
             hint = f"The nearest are {', '.join(near)}." if near else "None is like it."
             raise PipelineError(
-                f"`keep_float` names {name!r}, and model {model!r} has no layer and no kind of "
+                f"`{argument}` names {name!r}, and model {model!r} has no layer and no kind of "
                 f"layer of that name. {hint} `[layer.name for layer in model.layers]` lists the "
                 "names."
             )

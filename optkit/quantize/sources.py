@@ -10,15 +10,16 @@ import numpy as np
 
 from optkit import _validate
 from optkit.artifact import Artifact, KerasArtifact
-from optkit.data import BoundData, Split
+from optkit.data import ArraySplit, BoundData, Split, batch_length, join_leaves, map_leaves
 from optkit.errors import ArgumentTypeError, DataError, PipelineError
 from optkit.models import Signature, TensorInfo, signature, walk_layers
-from optkit.task import Task
+from optkit.task import Task, stratified_by
 
 __all__ = [
     "CONVERTING",
     "FEW_SAMPLES",
     "CalibrationSamples",
+    "Taken",
     "agreement",
     "agrees",
     "always_converts",
@@ -30,6 +31,7 @@ __all__ = [
     "require_exact_masks",
     "require_shapes",
     "signature_of",
+    "take",
 ]
 
 #: Fewer calibration samples than that are said in the row.
@@ -219,12 +221,71 @@ class CalibrationSamples:
         """What the row of a pass says of them, once they were gone through."""
         name = self.split.name
         origin = "" if name == "calibration" else f", drawn from {name}"
-        said = [f"calibrated on {self.drawn} samples{origin}"]
+        said = [f"calibrated on {self.drawn} sample{'s' * (self.drawn != 1)}{origin}"]
         if self.drawn < FEW_SAMPLES:
             said.append(
                 f"few calibration samples ({self.drawn} < {FEW_SAMPLES}): ranges may be too narrow"
             )
         return tuple(said)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Samples to compare on, in memory.
+
+    Attributes:
+        x: Inputs, as batches of the split have them.
+        y: Targets; ``None`` where there are none.
+        weights: Weights of the samples; ``None`` where there are none.
+        count: How many samples they are.
+    """
+
+    x: Any
+    y: Any
+    weights: Any
+    count: int
+
+
+def take(split: Split, task: Task, count: int, seed: int) -> Taken:
+    """Samples of a split, drawn with the shares of the classes kept where that can be done.
+
+    Args:
+        split: Where they are drawn from; of a stream they are the first ones.
+        task: What the model is for.
+        count: How many at most; fewer where batches of a stream have other shapes.
+        seed: Which are drawn.
+    """
+    if isinstance(split, ArraySplit) and split.samples is not None and split.samples > count:
+        # A split may be sorted by class, so the first samples will not do.
+        _, split, _ = split.cut(count / split.samples, seed, stratified_by(task))
+    batches = list(_alike(split, count))
+    parts: list[Any] = []
+    for place in range(3):
+        found = [batch[place] for batch in batches]
+        joined = None if found[0] is None else join_leaves(found)
+        parts.append(None if joined is None else map_leaves(lambda leaf: leaf[:count], joined))
+    x, y, weights = parts
+    return Taken(x, y, weights, batch_length(x))
+
+
+def _alike(split: Split, count: int) -> Iterator[tuple[Any, Any, Any]]:
+    """Batches up to so many samples, as long as they are of one shape."""
+    shapes = None
+    for x, y, weights in split.iterate_weighted():
+        own = [np.shape(leaf)[1:] for part in (x, y) for leaf in _leaves(part)]
+        if shapes not in (None, own):
+            return
+        shapes = own
+        yield x, y, weights
+        count -= batch_length(x)
+        if count <= 0:
+            return
+
+
+def _leaves(part: Any) -> list[Any]:
+    if isinstance(part, dict):
+        return list(part.values())
+    return list(part) if isinstance(part, tuple) else [part]
 
 
 def compare_ranges(split: Split, train: Split | None) -> str | None:
@@ -314,12 +375,15 @@ def agreement(before: Artifact, after: Artifact, data: BoundData, task: Task) ->
 def agrees(task: Task, one: np.ndarray, other: np.ndarray) -> str:
     """In words, how well outputs agree with those of the float model."""
     if task.kind == "multiclass":
-        same = float((one.argmax(-1) == other.argmax(-1)).mean())
+        alike = one.argmax(-1) == other.argmax(-1)
     elif task.is_classification:
         threshold = 0.0 if task.from_logits else 0.5
-        same = float(((one > threshold) == (other > threshold)).mean())
+        alike = (one > threshold) == (other > threshold)
     else:
         spread = float(np.std(one)) or 1.0
         error = float(np.sqrt(np.mean((one - other) ** 2))) / spread
         return f"differs from the float model by {100 * error:.2g} % of its spread"
-    return f"agrees with the float model on {100 * same:.1f} % of {len(one)} samples"
+    several = "the answers for " * (alike.size > len(one))  # labels, steps, pixels
+    return (
+        f"agrees with the float model on {100 * alike.mean():.1f} % of {several}{len(one)} samples"
+    )

@@ -25,13 +25,21 @@ from optkit.quantize.floatfile import FloatFile, Operation
 from optkit.quantize.silent import widen_silent_channels
 from optkit.runtime import locked, tensorflow
 
-__all__ = ["Scheme", "engine_of", "float_operations", "quantize"]
+__all__ = [
+    "NO_ARITHMETIC",
+    "Scheme",
+    "engine_of",
+    "float_inputs",
+    "float_operations",
+    "quantize",
+    "whole_number_inputs",
+]
 
 _BOUNDED = (2, 3)  # activations from -1 to 1, and from 0 to 6
 #: The narrowest range of such an activation, by bits.
 _NARROWEST = {8: 1e-6, 16: 1e-4}
 #: Operators that compute nothing of the floats that they take or give.
-_NO_ARITHMETIC = frozenset({"CAST", "FILL", "SHAPE", "ZEROS_LIKE"})
+NO_ARITHMETIC = frozenset({"CAST", "FILL", "SHAPE", "ZEROS_LIKE"})
 #: Operators that ai-edge-quantizer calls other than LiteRT does.
 _NAMED_OTHERWISE = {"CONV_2D_TRANSPOSE": "TRANSPOSE_CONV"}
 _UNPACKING = frozenset({"QUANTIZE", "DEQUANTIZE"})
@@ -43,21 +51,18 @@ class Scheme:
 
     Attributes:
         weights: Bits of weights: 8 or 4.
-        activations: Bits of activations: 8 or 16; ``None`` where they stay float.
-        computes: Where activations stay float: ``"integer"`` has the kernels quantize them as they
-            run (dynamic range), ``"float"`` has weights unpacked before use (weights only).
+        activations: Bits of activations: 8 or 16.
         layer_weights: Bits of the weights of single operators, by index, where they differ.
     """
 
     weights: Literal[4, 8] = 8
-    activations: Literal[8, 16] | None = 8
-    computes: Literal["integer", "float"] = "integer"
+    activations: Literal[8, 16] = 8
     layer_weights: Mapping[int, int] | None = None
 
 
 def quantize(
     file: FloatFile,
-    ranges: Ranges | None,
+    ranges: Ranges,
     *,
     scheme: Scheme | None = None,
     keep_float: Collection[int] = (),
@@ -68,10 +73,11 @@ def quantize(
 
     Args:
         file: The float file.
-        ranges: Ranges of the activations; not needed where they stay float.
+        ranges: Ranges of the activations, by name of the tensor.
         scheme: What is stored in how many bits; full integers of 8 bits unless given.
         keep_float: Indices of operators that stay float.
-        io: Type of inputs and outputs where activations are quantized. Whole-number inputs stay.
+        io: ``"int8"`` for inputs and outputs as activations are (of 16 bits in a scheme of these),
+            ``"float32"`` for floats. Whole-number inputs stay what they are.
         engine: ``"ai-edge-quantizer"`` or ``"tensorflow"``; `engine_of` the file unless given.
 
     Returns:
@@ -81,10 +87,8 @@ def quantize(
         OptkitError: If the engine cannot do it.
     """
     scheme = scheme or Scheme()
-    if scheme.activations is not None and ranges is None:
-        raise OptkitError("Ranges are needed to quantize activations.")
     if (engine or engine_of(file, scheme)) == "tensorflow":
-        return _by_tensorflow(file, ranges or {}, keep_float, io)
+        return _by_tensorflow(file, ranges, keep_float, io)
     return _by_ai_edge_quantizer(file, ranges, scheme, keep_float, io)
 
 
@@ -105,7 +109,7 @@ def foreign(file: FloatFile, known: Collection[str]) -> tuple[Operation, ...]:
         for item in file.operations
         if item.kind not in known
         and floats.intersection((*item.inputs, *item.outputs))
-        and item.kind not in _NO_ARITHMETIC
+        and item.kind not in NO_ARITHMETIC
     )
 
 
@@ -123,20 +127,17 @@ def _known_operators() -> frozenset[str]:
 
 def _by_ai_edge_quantizer(
     file: FloatFile,
-    ranges: Ranges | None,
+    ranges: Ranges,
     scheme: Scheme,
     keep_float: Collection[int],
     io: str,
 ) -> bytes:
     from ai_edge_quantizer import quantizer
 
-    statistics = None
-    if scheme.activations is not None:
-        wide = _wide(file, ranges or {}, scheme.activations)
-        statistics = {
-            name: {"min": np.array([low], np.float32), "max": np.array([high], np.float32)}
-            for name, (low, high) in wide.items()
-        }
+    statistics = {
+        name: {"min": np.array([low], np.float32), "max": np.array([high], np.float32)}
+        for name, (low, high) in _wide(file, ranges, scheme.activations).items()
+    }
     try:
         with warnings.catch_warnings(), _without_bars():
             # Said of an interpreter that it makes to look tensors up.
@@ -156,7 +157,7 @@ def _by_ai_edge_quantizer(
     content = bytes(made.quantized_model)
     if len(set(file.outputs)) < len(file.outputs) or set(file.outputs) & set(file.inputs):
         content = _with_outputs_named(content)
-    return content if scheme.activations is None else widen_silent_channels(content, file)
+    return widen_silent_channels(content, file)
 
 
 def _with_outputs_named(content: bytes) -> bytes:
@@ -219,12 +220,7 @@ def _recipe(
     kinds = qtyping.TFLOperationName
 
     def add(scope: str, bits: int, kind: Any = kinds.ALL_SUPPORTED) -> None:
-        if scheme.activations is not None:
-            manager.add_static_config(scope, kind, scheme.activations, bits)
-        elif scheme.computes == "integer":
-            manager.add_dynamic_config(scope, kind, bits)
-        else:
-            manager.add_weight_only_config(scope, kind, bits)
+        manager.add_static_config(scope, kind, scheme.activations, bits)
 
     add(".*", 8)
     if scheme.weights != 8:
@@ -237,16 +233,12 @@ def _recipe(
             kinds.ALL_SUPPORTED,
             algorithm_key=AlgorithmName.NO_QUANTIZE,
         )
-    if scheme.activations is not None:
-        whole = frozenset(_whole_number_inputs(file))
-        for kind, stays in (
-            (kinds.INPUT, io == "float32" or whole),
-            (kinds.OUTPUT, io == "float32"),
-        ):
-            if stays:
-                manager.add_quantization_config(
-                    "(?:)", kind, algorithm_key=AlgorithmName.NO_QUANTIZE
-                )
+    for kind, stays in (
+        (kinds.INPUT, io == "float32" or whole_number_inputs(file)),
+        (kinds.OUTPUT, io == "float32"),
+    ):
+        if stays:
+            manager.add_quantization_config("(?:)", kind, algorithm_key=AlgorithmName.NO_QUANTIZE)
     found: list[dict[str, Any]] = manager.get_quantization_recipe()
     return found
 
@@ -269,8 +261,8 @@ def _exactly(operation: Operation) -> str:
     return f"^{re.escape(operation.scope)}$"
 
 
-def _whole_number_inputs(file: FloatFile) -> list[str]:
-    """Float inputs that are only cast to whole numbers, such as those of embeddings."""
+def whole_number_inputs(file: FloatFile) -> list[str]:
+    """Names of the tensors of float inputs that are cast to whole numbers, as for embeddings."""
     floats = {
         name
         for name, info in zip(file.inputs, file.signature.inputs, strict=True)
@@ -292,7 +284,7 @@ def _by_tensorflow(file: FloatFile, ranges: Ranges, keep_float: Collection[int],
 
     kind = tf.int8 if io == "int8" else tf.float32
     floats = all(info.dtype.startswith("float") for info in file.signature.inputs)
-    taken = kind if floats and not _whole_number_inputs(file) else tf.float32
+    taken = kind if floats and not whole_number_inputs(file) else tf.float32
     names = {name for index in keep_float for name in file.operations[index].outputs}
     try:
         return bytes(
@@ -339,3 +331,14 @@ def float_operations(content: bytes) -> tuple[str, ...]:
             if any(graph.tensors[t].type == FLOAT32 for t in taken):
                 found.append(kind)
     return tuple(found)
+
+
+def float_inputs(content: bytes) -> tuple[str, ...]:
+    """The names of the inputs, as the signature has them, that a file takes as floats."""
+    model = unpacked(content)
+    tensors = model.subgraphs[0].tensors
+    return tuple(
+        entry.name.decode()
+        for entry in model.signatureDefs[0].inputs
+        if tensors[entry.tensorIndex].type == FLOAT32
+    )

@@ -13,18 +13,28 @@ from typing import Any, Literal
 
 import numpy as np
 
-from optkit.flatbuffer import FLOAT32, buffer_of, operator_name, packed, unpacked
+from optkit.flatbuffer import (
+    FLOAT16,
+    FLOAT32,
+    INT4,
+    INT8,
+    INT32,
+    buffer_of,
+    floats_of,
+    operator_name,
+    packed,
+    unpacked,
+)
 
-__all__ = ["Stored", "pairs", "quantize_symmetric", "store_weights"]
+__all__ = ["ALWAYS_8", "KERNELS", "Stored", "pairs", "quantize_symmetric", "store_weights"]
 
-_FLOAT16, _INT32, _INT8, _INT4 = 1, 2, 9, 17
 _LARGEST_FLOAT16 = 65504.0
 #: What the file needs to say of a tensor and an operator more, and of a channel's scale, in bytes.
 _SAYING, _SCALE = 256, 12
 
 _LOOKUP = "EMBEDDING_LOOKUP"
 #: Where the kernel of an operator stands among its inputs, and which of its axes are channels.
-_KERNELS: Mapping[str, tuple[int, int]] = {
+KERNELS: Mapping[str, tuple[int, int]] = {
     "FULLY_CONNECTED": (1, 0),
     "CONV_2D": (1, 0),
     "DEPTHWISE_CONV_2D": (1, 3),
@@ -37,7 +47,7 @@ _KERNELS: Mapping[str, tuple[int, int]] = {
 #: kernel, which is many times slower than the one for floats.
 _DYNAMIC = frozenset({"FULLY_CONNECTED", "CONV_2D"})
 #: What a depthwise kernel would lose in 4 bits is most of its few values.
-_ALWAYS_8 = frozenset({"DEPTHWISE_CONV_2D"})
+ALWAYS_8 = frozenset({"DEPTHWISE_CONV_2D"})
 
 
 @dataclass(frozen=True)
@@ -144,15 +154,6 @@ class _Writer:
     def _kind(self, operator: Any) -> str:
         return operator_name(self.model.operatorCodes[operator.opcodeIndex])
 
-    def _constant(self, tensor: Any) -> np.ndarray | None:
-        """The values of a float32 constant; ``None`` for other tensors."""
-        data = self.model.buffers[tensor.buffer].data
-        if tensor.type != FLOAT32 or data is None or len(data) == 0 or tensor.isVariable:
-            return None
-        shape = () if tensor.shape is None else tuple(int(size) for size in tensor.shape)
-        values = np.asarray(data, np.uint8).view(np.float32)
-        return values.reshape(shape) if values.size == np.prod(shape) else None
-
     # ----------------------------------------------------------------------------------- embeddings
 
     def _look_up_rows(self, graph: Any) -> None:
@@ -171,12 +172,12 @@ class _Writer:
         table, numbers = (graph.tensors[int(t)] for t in operator.inputs)
         rank = 0 if numbers.shape is None else len(numbers.shape)
         options = operator.builtinOptions
-        values = self._constant(table)
+        values = floats_of(self.model, table)
         if (
             values is None
             or values.ndim != 2
             or not _saves(values, self.bits, 0)
-            or numbers.type != _INT32
+            or numbers.type != INT32
             or (options is not None and (options.axis not in (0, -2) or options.batchDims))
             or rank == 0
         ):
@@ -187,7 +188,7 @@ class _Writer:
         if rank == 1:
             return [lookup]
         name = graph.tensors[made].name.decode()
-        flat = self._tensor(graph, f"{name}/ids", _INT32, self._open(numbers))
+        flat = self._tensor(graph, f"{name}/ids", INT32, self._open(numbers))
         rows = self._tensor(graph, f"{name}/rows", FLOAT32, self._open(numbers, size))
         lookup.inputs, lookup.outputs = [flat, int(operator.inputs[0])], [rows]
         line = self._whole(graph, f"{name}/line", [-1])
@@ -197,11 +198,11 @@ class _Writer:
             target = self._whole(graph, f"{name}/shape", [*sizes, size])
         else:
             # More than one size is open: they are taken from the numbers as they come.
-            seen = self._tensor(graph, f"{name}/sizes", _INT32, ([rank], None))
-            target = self._tensor(graph, f"{name}/shape", _INT32, ([rank + 1], None))
+            seen = self._tensor(graph, f"{name}/sizes", INT32, ([rank], None))
+            target = self._tensor(graph, f"{name}/shape", INT32, ([rank + 1], None))
             width = self._whole(graph, f"{name}/width", [size])
             before += [
-                self._operator("SHAPE", 1, [given], [seen], "ShapeOptionsT", outType=_INT32),
+                self._operator("SHAPE", 1, [given], [seen], "ShapeOptionsT", outType=INT32),
                 self._operator(
                     "CONCATENATION", 1, [seen, width], [target], "ConcatenationOptionsT", axis=0
                 ),
@@ -233,7 +234,7 @@ class _Writer:
         return len(graph.tensors) - 1
 
     def _whole(self, graph: Any, name: str, values: list[int]) -> int:
-        place = self._tensor(graph, name, _INT32, ([len(values)], None))
+        place = self._tensor(graph, name, INT32, ([len(values)], None))
         graph.tensors[place].buffer = buffer_of(self.model, np.array(values, np.int32).tobytes())
         return place
 
@@ -284,7 +285,7 @@ class _Writer:
         ends = {int(t) for t in (*graph.inputs, *graph.outputs)}
         unpacking = []
         for t in range(len(graph.tensors)):
-            values = self._constant(graph.tensors[t])
+            values = floats_of(self.model, graph.tensors[t])
             if values is None or values.ndim < 2 or t in ends or t not in readers:
                 continue  # biases and the like are too small to matter
             if not np.isfinite(values).all():
@@ -298,7 +299,7 @@ class _Writer:
         """Stores one constant; gives the operators that unpack it, to run before all others."""
         kinds = [kind for _, kind, _ in readers]
         axis = self._channels(values, readers)
-        bits = 8 if _ALWAYS_8.intersection(kinds) else self.bits
+        bits = 8 if ALWAYS_8.intersection(kinds) else self.bits
         if self.bits == 16 or axis is None or _smaller_as_float16(values, bits, axis):
             if not _saves(values, 16, None):
                 return []
@@ -332,8 +333,8 @@ class _Writer:
             if kind == "BATCH_MATMUL" and place == 1 and values.ndim >= 2:
                 turned = operator.builtinOptions is not None and operator.builtinOptions.adjY
                 axes.add(values.ndim - (2 if turned else 1))
-            elif kind in _KERNELS and _KERNELS[kind][0] == place:
-                axes.add(_KERNELS[kind][1])
+            elif kind in KERNELS and KERNELS[kind][0] == place:
+                axes.add(KERNELS[kind][1])
             else:
                 return None
         return axes.pop() if len(axes) == 1 else None
@@ -361,7 +362,7 @@ class _Writer:
                 stored = pairs(stored) if bits == 4 else stored
             self.buffers[key] = buffer_of(self.model, stored.tobytes()), scale
         tensor.buffer, scale = self.buffers[key]
-        tensor.type = {None: _FLOAT16, 8: _INT8, 4: _INT4}[bits]
+        tensor.type = {None: FLOAT16, 8: INT8, 4: INT4}[bits]
         tensor.quantization = None
         if scale is not None:
             entry = self.schema.QuantizationParametersT()
