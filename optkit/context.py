@@ -103,7 +103,7 @@ class Context:
         newly_learned: Those that this pass has learned, for what it makes.
         goals_seen: Whether the pass asked for the goals.
         learned_seen: Whether the pass asked for what was learned.
-        timing_seen: Whether figures that depend on the machine have decided something.
+        timing_seen: Whether figures that depend on the machine have decided something, or are told.
         seconds_aside: Time that does not count as the pass's own work.
     """
 
@@ -193,6 +193,16 @@ class Context:
                 context.seconds_aside += took
                 context = context._parent
 
+    def depend_on_machine(self) -> None:
+        """Says that times taken on this machine have decided something, or stand in a note.
+
+        A kept stage of the pass is then not used on another machine.
+        """
+        context: Context | None = self
+        while context is not None:
+            context.timing_seen = True
+            context = context._parent
+
     def judge(self, artifact: Artifact, goals: Goals) -> Verdict:
         """Measures an artifact that might be kept, as far as goals ask for it, and judges it.
 
@@ -211,10 +221,8 @@ class Context:
         """
         if self._judge is None:
             raise OptkitError("An artifact can be judged only while a pipeline runs.")
-        context: Context | None = self
-        while context is not None:
-            context.timing_seen |= needs_timing(goals)
-            context = context._parent
+        if needs_timing(goals):
+            self.depend_on_machine()
         with self.aside():
             return self._judge(artifact, goals)
 

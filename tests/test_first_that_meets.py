@@ -389,7 +389,7 @@ def test_calibration_is_shown_to_those_alone_that_ask_for_it(trained, data):
 
 def test_speed_is_measured_where_a_goal_asks_for_it(trained, data):
     measure = ok.Measure(latency_seconds=0.2, memory=False)
-    goals = ok.Goals(max_latency_ms=1000, min_speedup=0.01)
+    goals = ok.Goals(max_latency_ms=1000, min_speedup=0.01, max_memory_mb=100_000)
     result = run(
         [ok.FirstThatMeets([Scale(1.0), Scale(2.0)], goals)], trained, data, measure=measure
     )
@@ -397,6 +397,7 @@ def test_speed_is_measured_where_a_goal_asks_for_it(trained, data):
     assert first["result"] == "met"
     assert 0 < first["latency ms"] < 1000
     assert first["times faster"] > 0.01
+    assert 1 < first["memory MB"] < 100_000  # which the run itself does not measure
     assert second["latency ms"] is None
     # The pass's own work took no second: starting a process and timing in it is not counted.
     assert result.report.rows[0].seconds < first["seconds"] + 1

@@ -539,6 +539,33 @@ def test_data_of_test_alone_are_enough(make, dense):
     assert result.report.rows[0].status == "ok"
 
 
+def test_what_was_timed_on_another_machine_is_not_told_of_this_one(tmp_path, monkeypatch):
+    from optkit.testing import digits
+
+    x, y = digits(80).train
+    data = ok.Data(train=(x.reshape(len(x), -1), y))
+    model = keras.Sequential(
+        [keras.Input((64,)), layers.Dense(48), layers.Dense(10, activation="softmax")]
+    )
+
+    def reused(item):
+        events = []
+        ok.Pipeline([item]).run(
+            model, data, measure=QUIET, workdir=tmp_path, progress=events.append
+        )
+        return "reused" in [event.kind for event in events]
+
+    goals = ok.Goals(max_size_mb=1)
+    tried = ok.FirstThatMeets([ok.QuantizeFloat16(), ok.QuantizeDynamic()], goals)
+    for item in (ok.QuantizeFloat16(), tried):
+        assert not reused(item)
+        assert reused(item)
+    monkeypatch.setattr("optkit.keep.describe_system", lambda: {"processor": "another"})
+    for item in (ok.QuantizeFloat16(), tried):
+        assert not reused(item)
+        assert reused(item)
+
+
 def test_saved_models_convert(tmp_path):
     model = _dense()
     x = _inputs(model, 40)

@@ -168,6 +168,7 @@ def review_file(before: Artifact, after: Artifact, context: Context) -> None:
     if made_of is None:
         return
     sample = next(split.single_inputs(1, 0))
+    context.depend_on_machine()
     found = in_turns(after, made_of(), sample)
     low, high = found.ci
     figures = f"{found.ratio:.2f}x (between {low:.2f} and {high:.2f})"
