@@ -150,6 +150,19 @@ def test_training_passes_leave_the_constraints_of_the_kept_one_alone(trained, da
         assert 0.25 < zeros < 0.35  # FineTune behind it keeps these zeros, and no more
 
 
+def test_constraints_from_before_hold_in_every_alternative(trained, data):
+    alternatives = [ok.FineTune(epochs=1, learning_rate=0.01), ok.FineTune(epochs=2)]
+    passes = [ok.Prune(0.5, epochs=1), ok.FirstThatMeets(alternatives, ok.Goals(max_size_mb=100))]
+    result = run([*passes, ok.FineTune(epochs=1)], trained, data)
+    before, *after = (result.stages[row.name].model for row in result.report.rows)
+    for model in after:
+        for old, new in zip(before.get_weights(), model.get_weights(), strict=True):
+            if old.ndim > 1:
+                assert (old == 0).mean() == pytest.approx(0.5, abs=0.05)
+                assert not new[old == 0].any()
+        assert not np.array_equal(before.get_weights()[0], model.get_weights()[0])
+
+
 def test_what_an_alternative_gives_does_not_depend_on_those_before_it(trained, data):
     goals = ok.Goals(max_size_mb=0.000001)
     prune = ok.Prune(0.5, epochs=1)

@@ -307,6 +307,17 @@ def test_on_the_digits(trained, data):
     assert set(learned.weight_bits.values()) == {8}
 
 
+def test_statistics_of_batch_norm_fit_the_weights_at_the_end(data):
+    model = small_model()
+    norm = model.get_layer("norm")
+    norm.moving_mean.assign(5 + norm.moving_mean)
+    trained = run([ok.QuantizeAware(1, 1e-3)], model, data)[0].model
+    given = trained.get_layer("conv")(data.train[0]).numpy()
+    found = trained.get_layer("norm").moving_mean.numpy()
+    # Of rounded inputs and weights, and so not to the last digit.
+    np.testing.assert_allclose(found, given.mean((0, 1, 2)), atol=0.02 * given.std())
+
+
 def test_zeros_of_pruning_stay(trained, data):
     result, _, _ = run([ok.Prune(0.7, epochs=1), ok.QuantizeAware(1, 1e-2)], trained, data)
     pruned, after = (result.stages[name].model for name in ("Prune", "QuantizeAware"))
