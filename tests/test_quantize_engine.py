@@ -488,6 +488,42 @@ def test_scales_and_zero_points_equal_the_formula(kind):
     assert axis is None or kernel.shape[axis] == len(scale)
 
 
+def test_packing_shares_equal_zero_points_and_changes_nothing():
+    import flatbuffers
+
+    from optkit.flatbuffer import packed
+
+    model = keras.Sequential([keras.Input((6, 6, 2))])
+    for k in range(6):
+        model.add(layers.Conv2D(16, 3, padding="same", activation="relu", name=f"c{k}"))
+    file = float_file(model)
+    content = quantize(file, calibrate(file, samples_of(model)))
+    again = packed(unpacked(content), len(content))
+
+    def described(part):
+        read = unpacked(part)
+        found = []
+        for tensor in read.subgraphs[0].tensors:
+            entry = tensor.quantization
+            told = (entry.scale, entry.zeroPoint, [entry.quantizedDimension])
+            data = read.buffers[tensor.buffer].data
+            found.append(
+                (
+                    tensor.name,
+                    [list(np.ravel(x)) for x in told if x is not None],
+                    None if data is None else bytes(data),
+                )
+            )
+        return found
+
+    assert described(again) == described(content)
+    zeros = {tuple(told[1]) for _, told, _ in described(content) if len(told) == 3}
+    assert len(zeros) > 2  # those of activations differ
+    builder = flatbuffers.Builder(len(content))
+    builder.Finish(unpacked(content).Pack(builder), b"TFL3")
+    assert len(again) <= len(builder.Output()) - 8 * 16 * 4  # of 5 vectors and more one is left
+
+
 def test_an_integer_dense_layer_computes_what_numpy_does():
     """Bit for bit: sums of products in 32 bits, brought to the scale of the output, rounded."""
     layer = layers.Dense(16, activation="relu")
@@ -601,6 +637,53 @@ def test_least_squared_error_against_trying_everything(kind):
     best = min(error(*pair) for pair in ends if pair[1] > pair[0])
     assert error(low, high) <= 1.1 * best
     assert error(low, high) <= 1.01 * error(*extremes)
+
+
+ACTIVATIONS = {
+    "RELU": (lambda x: np.maximum(x, 0), 0.0),
+    "RELU6": (lambda x: np.clip(x, 0, 6), 0.0),
+    "RELU_N1_TO_1": (lambda x: np.clip(x, -1, 1), 0.0),
+    "RELU_0_TO_1": (lambda x: np.clip(x, 0, 1), 0.0),
+    "HARD_SWISH": (lambda x: x * np.clip(x + 3, 0, 6) / 6, 0.0),
+    "LOGISTIC": (lambda x: 1 / (1 + np.exp(-x)), 0.5 / 256),
+    "TANH": (np.tanh, 0.5 / 128),
+}
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_beyond_the_limits_an_operator_tells_nothing_apart(kind):
+    """By less than half a step of its output, which for a sigmoid is 1/256; right within it does."""
+    from types import SimpleNamespace
+
+    from optkit.quantize import Operation, clip_aware
+    from optkit.quantize.ranges import _TOLD_APART
+
+    assert set(_TOLD_APART) == set(ACTIVATIONS)
+    computes, half_a_step = ACTIVATIONS[kind]
+    file = SimpleNamespace(
+        operations=[Operation(0, kind, ("x",), ("y",), (), ())], inputs=(), outputs=("y",)
+    )
+    low, high = clip_aware(file, {"x": (-20.0, 20.0)})["x"]
+    assert (low, high) != (-20, 20)
+    for limit, beyond in ((low, np.linspace(-20, low)), (high, np.linspace(high, 20))):
+        assert np.abs(computes(beyond) - computes(np.float64(limit))).max() <= half_a_step
+        if abs(limit) < 20:
+            within = limit - 0.3 * np.sign(limit) if limit else 0.3
+            assert computes(np.float64(within)) != computes(np.float64(limit))
+
+
+def test_clip_aware_ranges_leave_inputs_and_outputs_as_they_are():
+    from types import SimpleNamespace
+
+    from optkit.quantize import Operation, clip_aware
+
+    readers = [Operation(k, "RELU", (name,), (f"{name}+",), (), ()) for k, name in enumerate("ioh")]
+    file = SimpleNamespace(operations=readers, inputs=("i",), outputs=("o", "h+"))
+    ranges = dict.fromkeys("ioh", (-5.0, 4.0))
+    assert clip_aware(file, ranges) == {"i": (-5, 4), "o": (-5, 4), "h": (0, 4)}
+    # Another reader that tells everything apart counts as well.
+    file.operations.append(Operation(3, "ADD", ("h",), ("z",), (), ()))
+    assert clip_aware(file, ranges) == ranges
 
 
 def test_clip_aware_ranges_change_no_output():

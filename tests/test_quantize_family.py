@@ -504,6 +504,19 @@ def test_a_slow_file_is_called_slow(data):
     assert float(re.search(r"([\d.]+) times its time", slow)[1]) > 1.5
 
 
+def test_answers_of_several_labels_are_not_called_samples():
+    """Of four labels of two samples, one is told otherwise."""
+    from optkit.quantize.sources import agrees
+    from optkit.task import Task
+
+    one = np.array([[0.9, 0.1], [0.2, 0.8]])
+    other = np.array([[0.9, 0.6], [0.2, 0.8]])
+    said = agrees(Task("multilabel", 2, False, False, 2), one, other)
+    assert said == "agrees with the float model on 75.0 % of the answers for 2 samples"
+    said = agrees(Task("multiclass", 2, True, False, 2), one, other[:, ::-1])
+    assert said == "agrees with the float model on 0.0 % of 2 samples"
+
+
 def test_a_file_is_as_fast_as_itself():
     file = convert(_convolutions()).artifact
     sample = _inputs(_convolutions(), 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from optkit import _validate
-from optkit.artifact import Artifact, GraphArtifact, KerasArtifact, TFLiteArtifact
+from optkit.artifact import Artifact, GraphArtifact, TFLiteArtifact
 from optkit.base import ConvertPass
 from optkit.context import Context, Setting
 from optkit.convert import Samples, convert
@@ -21,7 +21,6 @@ from optkit.quantize import (
     quantize,
 )
 from optkit.quantize.sources import (
-    CalibrationSamples,
     always_converts,
     check_input_shape,
     compare_ranges,
@@ -29,7 +28,7 @@ from optkit.quantize.sources import (
     leaves_of,
     require_exact_masks,
     require_shapes,
-    signature_of,
+    to_calibrate_on,
 )
 from optkit.quantize.stored import in_words, review_file, set_beside
 from optkit.quantize.weights import store_weights
@@ -126,17 +125,8 @@ class QuantizeINT16x8(ConvertPass):
 
     def convert(self, artifact: Artifact, context: Context) -> Artifact:
         """Calibrates and quantizes."""
-        source: Any = artifact.model if isinstance(artifact, KerasArtifact) else artifact
-        described = signature_of(artifact)
-        split = split_lookups(source) if isinstance(artifact, KerasArtifact) else None
-        rest = described if split is None else signature(split.rest)
-        shapes = input_shapes(self.input_shape, rest, required=None)
-        samples = CalibrationSamples(
-            context.data.calibration_split(),
-            described,
-            self.calibration_samples,
-            context.derive_seed("calibration"),
-            shapes if split is None else {},
+        source, samples, shapes = to_calibrate_on(
+            artifact, context, self.calibration_samples, self.input_shape, required=None
         )
         after, file = _quantized(source, samples, shapes, self.io)
         for note in (*samples.notes(), *file.notes):

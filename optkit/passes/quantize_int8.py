@@ -35,8 +35,8 @@ from optkit.quantize.sources import (
     made_up,
     require_exact_masks,
     require_shapes,
-    signature_of,
     take,
+    to_calibrate_on,
 )
 from optkit.task import stratified_by
 
@@ -217,18 +217,8 @@ class QuantizeINT8(ConvertPass):
 
     def convert(self, artifact: Artifact, context: Context) -> Artifact:
         """Calibrates, repairs and quantizes."""
-        source: Any = artifact.model if isinstance(artifact, KerasArtifact) else artifact
-        described = signature_of(artifact)
-        split = split_lookups(source) if isinstance(artifact, KerasArtifact) else None
-        shapes = input_shapes(
-            self.input_shape, described if split is None else signature(split.rest)
-        )
-        samples = CalibrationSamples(
-            context.data.calibration_split(),
-            described,
-            self.calibration_samples,
-            context.derive_seed("calibration"),
-            shapes if split is None else {},
+        source, samples, shapes = to_calibrate_on(
+            artifact, context, self.calibration_samples, self.input_shape
         )
         settings = Settings(
             io="int8" if self.io == "int8" else "float32",
@@ -267,7 +257,7 @@ class QuantizeINT8(ConvertPass):
         if context.data.validation is not None:
             seen = CalibrationSamples(
                 context.data.validation,
-                described,
+                samples.described,
                 _MISMATCH_SAMPLES,
                 context.derive_seed("mismatch"),
                 samples.shapes,

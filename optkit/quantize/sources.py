@@ -10,8 +10,10 @@ import numpy as np
 
 from optkit import _validate
 from optkit.artifact import Artifact, KerasArtifact
+from optkit.context import Context
 from optkit.data import ArraySplit, BoundData, Split, batch_length, join_leaves, map_leaves
 from optkit.errors import ArgumentTypeError, DataError, PipelineError
+from optkit.lookups import split_lookups
 from optkit.models import Signature, TensorInfo, signature, walk_layers
 from optkit.task import Task, stratified_by
 
@@ -32,6 +34,7 @@ __all__ = [
     "require_shapes",
     "signature_of",
     "take",
+    "to_calibrate_on",
 ]
 
 #: Fewer calibration samples than that are said in the row.
@@ -227,6 +230,45 @@ class CalibrationSamples:
                 f"few calibration samples ({self.drawn} < {FEW_SAMPLES}): ranges may be too narrow"
             )
         return tuple(said)
+
+
+def to_calibrate_on(
+    artifact: Artifact,
+    context: Context,
+    count: int,
+    input_shape: Any,
+    *,
+    required: str | None = "A full-integer file",
+) -> tuple[Any, CalibrationSamples, dict[str, tuple[int, ...]]]:
+    """What comes into a pass that calibrates.
+
+    Args:
+        artifact: A Keras model, or a graph.
+        context: Of the pass.
+        count: Samples to calibrate on, at most.
+        input_shape: The argument of the pass.
+        required: As in `input_shapes`.
+
+    Returns:
+        The tf_keras model, or the graph; the samples; and the shapes of the file's inputs that are
+        fixed, by name.
+
+    Raises:
+        PipelineError: If ``input_shape`` does not fit.
+    """
+    described = signature_of(artifact)
+    source = artifact.model if isinstance(artifact, KerasArtifact) else artifact
+    split = split_lookups(source) if isinstance(artifact, KerasArtifact) else None
+    rest = described if split is None else signature(split.rest)
+    shapes = input_shapes(input_shape, rest, required=required)
+    samples = CalibrationSamples(
+        context.data.calibration_split(),
+        described,
+        count,
+        context.derive_seed("calibration"),
+        shapes if split is None else {},  # what lookups give is brought to the shape behind them
+    )
+    return source, samples, shapes
 
 
 @dataclass(frozen=True)
