@@ -426,6 +426,21 @@ def test_learned_ranges_find_their_tensors():
     assert [file.operations[index].kind for index in bits] == ["CONV_2D"]
 
 
+def test_where_the_file_fuses_more_than_the_twin_the_last_layer_says():
+    layers = tf_keras.layers
+    pool, relu = layers.AveragePooling2D(name="pool"), layers.ReLU(name="relu")
+    model = built(layers.Conv2D(4, 3), pool, relu, layers.Flatten(), layers.Dense(3))
+    assert {"pool", "relu"} <= set(make_plan(model).roles)
+    file = float_file(model)
+    (fused,) = [item for item in file.operations if "pool" in item.layers]
+    assert fused.layers == ("relu", "pool")
+    measured = dict.fromkeys(
+        (name for item in file.operations for name in item.outputs), (0.0, 1.0)
+    )
+    learned = LearnedRanges({"pool": (-5.0, 5.0), "relu": (0.0, 4.0)})
+    assert with_learned(file, measured, learned)[fused.outputs[0]] == (0.0, 4.0)
+
+
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [

@@ -232,12 +232,8 @@ class Twin:
 
     def learned(self) -> dict[str, tuple[float, float]]:
         """The range of each layer that has one, zero in it; those without extent are left out."""
-        found = {}
-        for path, (low, high) in self.ranges.items():
-            ends = min(0.0, float(low.numpy())), max(0.0, float(high.numpy()))
-            if ends[0] < ends[1]:
-                found[path] = ends
-        return found
+        found = {path: (float(low), float(high)) for path, (low, high) in self.ranges.items()}
+        return {path: ends for path, ends in found.items() if ends[0] < ends[1]}
 
 
 def addressed(names: Iterable[str], model: Any, what: str) -> frozenset[str]:
