@@ -936,6 +936,50 @@ def test_the_scan_finds_the_layer_that_is_bad_and_the_search_stops_at_the_budget
     assert any("no layer in float for a drop of" in note for note in easy.report.rows[0].notes)
 
 
+class Drops:
+    """A judge of files that are nothing but the layers in float, by a table of drops."""
+
+    def __init__(self, drops):
+        self.drops = drops
+
+    def __call__(self, content):
+        from optkit.quantize.judge import Judgement
+
+        return Judgement(self.drops[content], None, None)
+
+    def drop(self, judged):
+        return judged.error
+
+
+DROPS = {"": 0.5, "a": 0.3, "b": 0.35, "c": 0.4, "ab": 0.25, "ac": 0.28, "bc": 0.05}
+
+
+@pytest.mark.parametrize(
+    ("all_three", "budget", "kept", "drop"),
+    [
+        (0.04, 0.3, "a", 0.3),  # the best by itself will do
+        (0.04, 0.25, "ab", 0.25),
+        (0.04, 0.05, "bc", 0.05),  # the first choice is needless behind the other two
+        (0.04, 0.045, "abc", 0.04),
+        (0.04, 0.01, "abc", 0.04),  # not met: the best that was seen
+        (0.3, 0.01, "ab", 0.25),
+    ],
+)
+def test_a_search_takes_the_best_and_gives_back_what_it_need_not_keep(
+    all_three, budget, kept, drop
+):
+    from optkit.quantize.scan import search
+
+    judge = Drops({**DROPS, "abc": all_three})
+    layers_of = {name: frozenset({k}) for k, name in enumerate("abc")}
+    found = search(lambda keep: "".join("abc"[k] for k in sorted(keep)), judge, layers_of, budget)
+    assert "".join(sorted(found.kept)) == kept
+    assert sorted(found.operations) == ["abc".index(name) for name in kept]
+    assert found.judged.error == drop
+    assert found.met == (drop <= budget)
+    assert [item.layer for item in found.scanned] == ["a", "b", "c"]
+
+
 def test_a_budget_that_cannot_be_met_is_said_and_the_best_is_returned():
     """Inputs that 8 bits cannot hold: with all layers in float they still are rounded."""
     rng = np.random.default_rng(0)
