@@ -569,6 +569,20 @@ def test_histograms_count_the_values_that_there_were():
     assert abs(int(counted.counts[:1001].sum()) - int((outputs <= cut).sum())) <= 1
 
 
+def test_histograms_of_large_activations_see_every_channel():
+    """Of 40,000 values a sample not all are counted; every second would be of one kind of channel."""
+    from optkit.quantize import histograms
+
+    model = one_layer(layers.Dense(40_000, name="d"), (2,))
+    model.get_layer("d").set_weights([np.zeros((2, 40_000)), np.arange(40_000) % 2])
+    file = float_file(model)
+    seen = histograms(file, samples_of(model, 4), calibrate(file, samples_of(model, 4)))
+    counts = seen[file.operations[0].outputs[0]].counts
+    assert 4 * 10_000 < counts.sum() < 4 * 20_000
+    assert counts[0] + counts[-1] == counts.sum()
+    assert abs(int(counts[0]) - int(counts[-1])) <= 4
+
+
 def test_histograms_of_the_smallest_numbers():
     """A width that 32 bits divide to infinity."""
     from optkit.quantize import histograms
@@ -1159,6 +1173,57 @@ def test_choosing_counts_samples_by_their_weights():
     assert plain.float.score != pytest.approx(judge.float.score)
     with pytest.raises(DataError, match="All of the 50 samples to choose on have weight 0"):
         Judge(file, Taken(x, y, 0 * weights, 50), counting)
+
+
+def test_errors_are_counted_from_another_model_and_drops_from_the_first():
+    from optkit.metric import Metric
+    from optkit.quantize.judge import Judge
+    from optkit.quantize.sources import Taken
+
+    first = one_layer(layers.Dense(3, name="d"), (5,))
+    second = one_layer(layers.Dense(3, name="d"), (5,))
+    x = np.random.default_rng(0).normal(size=(50, 5)).astype("f")
+    y = first.predict(x, verbose=0).argmax(-1)
+
+    def hits(y_true, y_pred):
+        return (y_pred.argmax(-1) == y_true).astype("f")
+
+    judge = Judge(float_file(first), Taken(x, y, None, 50), Metric("accuracy", True, hits))
+    other = float_file(second)
+    before = judge(other.content)
+    assert before.error > 0.1
+    assert judge.drop(before) > 0.1
+    judge.compare_with(other)
+    after = judge(other.content)
+    assert after.error == 0
+    assert judge.drop(after) == judge.drop(before)
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_statistics_measured_anew_must_gain_more_than_chance(higher_is_better):
+    """Two standard errors of the gain of single samples; nearness to the first model says nothing."""
+    from types import SimpleNamespace
+
+    from optkit.metric import Metric
+    from optkit.quantize.int8 import _is_better
+    from optkit.quantize.judge import Judgement
+
+    judge = SimpleNamespace(metric=Metric("figure", higher_is_better, None))
+    sign = 1 if higher_is_better else -1
+    spread = np.tile([1.0, -1.0], 50)  # standard error of the mean: 0.1
+
+    def better(gain, values=True):
+        before, after = np.zeros(100), sign * (gain + spread)
+        pair = [
+            Judgement(error, float(part.mean()), part if values else None)
+            for error, part in ((0.1, before), (0.9, after))
+        ]
+        return _is_better(judge, "batch_norm", *pair)
+
+    assert better(0.21)
+    assert not better(0.19)
+    assert not better(-0.5)
+    assert not better(0.5, values=False)
 
 
 class Spoil(ok.RewritePass):

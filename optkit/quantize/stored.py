@@ -30,6 +30,9 @@ __all__ = [
 #: Gives the float file that a file was made of, from its making until it was looked at.
 _MADE_OF: WeakKeyDictionary[TFLiteArtifact, Callable[[], TFLiteArtifact]] = WeakKeyDictionary()
 
+#: How kernels compute with weights of fewer bits, see `optkit.quantize.weights.store_weights`.
+Computes = Literal["float", "integer"]
+
 _NAMES = 3
 
 
@@ -44,8 +47,13 @@ def check_bits(bits: Any) -> None:
         raise PipelineError(f"`bits` must be 8 or 4. Received: {bits!r}.")
 
 
-def check_stored(setting: Setting, bits: Literal[16, 8, 4], computes: str = "float") -> None:
+def check_stored(setting: Setting, bits: Literal[16, 8, 4], computes: Computes = "float") -> None:
     """Refuses, before anything runs, what has no weights or does not convert.
+
+    Args:
+        setting: What is known before anything runs.
+        bits: Bits of the weights.
+        computes: As for `optkit.quantize.weights.store_weights`.
 
     Raises:
         PipelineError: With the reason and a remedy.
@@ -64,7 +72,7 @@ def check_stored(setting: Setting, bits: Literal[16, 8, 4], computes: str = "flo
     try:
         made = convert(model).artifact
         # Reading it back finds what LiteRT does not run.
-        stored = store_weights(made.content, bits, computes=_how(computes))
+        stored = store_weights(made.content, bits, computes=computes)
         TFLiteArtifact(stored.content, front=made.front_content).inputs  # noqa: B018
     except OptkitError as error:
         raise PipelineError(
@@ -72,12 +80,8 @@ def check_stored(setting: Setting, bits: Literal[16, 8, 4], computes: str = "flo
         ) from error
 
 
-def _how(computes: str) -> Literal["float", "integer"]:
-    return "integer" if computes == "integer" else "float"
-
-
 def convert_stored(
-    artifact: Artifact, context: Context, bits: Literal[16, 8, 4], computes: str = "float"
+    artifact: Artifact, context: Context, bits: Literal[16, 8, 4], computes: Computes = "float"
 ) -> tuple[TFLiteArtifact, Stored]:
     """Converts to float32 and stores the weights in fewer bits.
 
@@ -94,7 +98,7 @@ def convert_stored(
     made = convert(source)
     for note in made.notes:
         context.note(note)
-    stored = store_weights(made.artifact.content, bits, computes=_how(computes))
+    stored = store_weights(made.artifact.content, bits, computes=computes)
     after = TFLiteArtifact(stored.content, front=made.artifact.front_content)
     set_beside(after, lambda: made.artifact)
     for note in _notes(stored, made.artifact):
