@@ -772,3 +772,39 @@ def test_layers_of_many_kinds(kind):
     wanted = model.predict(x, verbose=0)
     result = run(model, data_of(x, wanted))
     assert np.abs(result.artifact.predict(x) - wanted).max() < 0.04 * np.ptp(wanted)
+
+
+# -------------------------------------------------------------------- behind training for it
+
+
+class Learns(ok.TrainPass):
+    """Hands on ranges without training."""
+
+    def __init__(self, high: float = 1.0, bits: int = 8):
+        self.high, self.bits = high, bits
+
+    def train(self, model, recipe, context):
+        from optkit.learned import LearnedRanges
+
+        context.learn(LearnedRanges({"hidden": (0.0, self.high)}, {"hidden": self.bits}))
+        return model
+
+
+@pytest.mark.parametrize(("high", "bits", "left_out"), [(0.01, 8, True), (0.01, 4, False)])
+def test_ranges_that_were_learned_badly_are_left_out(high, bits, left_out):
+    x = noise(400, 6)
+    y = (x @ noise(6, 3, seed=1)).argmax(1)
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(16, activation="relu", name="hidden"),
+            layers.Dense(3, activation="softmax"),
+        ]
+    )
+    model.compile(keras.optimizers.Adam(0.02), "sparse_categorical_crossentropy")
+    model.fit(x, y, epochs=15, verbose=0)
+    result = ok.Pipeline([Learns(high, bits), ok.QuantizeINT8()]).run(model, data_of(x, y))
+    assert bool(said(result, "ranges learned in training were left out")) == left_out
+    change = result.report.rows[-1].accuracy_change
+    # Weights of 4 bits were trained for the ranges that come with them, whatever these are.
+    assert change > -0.03 if left_out else change < -0.1

@@ -146,6 +146,40 @@ class Int8:
             ControlFlowError: If loops or branches are left in the file.
             OptkitError: If it cannot be done.
         """
+        made = self._make()
+        return made if self.learned is None else self._better_measured(made)
+
+    def _better_measured(self, made: tuple[FloatFile, bytes]) -> tuple[FloatFile, bytes]:
+        """What ranges learned in training gave, unless measured ones and repairs give clearly more.
+
+        A training that was too short leaves a model that does not live well with its ranges.
+        """
+        assert self.learned is not None
+        fewer = any(bits != 8 for bits in self.learned.weight_bits.values())
+        if self.judge is None or self.judge.float.score is None or fewer:
+            return made
+        other = Int8(
+            self.source,
+            self.samples,
+            self.settings,
+            metric=self.metric,
+            chosen_on=self.chosen_on,
+            reestimated=self._reestimated,
+        )
+        found = other._make()
+        learned, measured = self.judge(made[1]), self.judge(found[1])
+        if not _is_worse(self.judge, measured, learned):
+            return made
+        name = self.judge.metric.name
+        self.notes = [
+            f"ranges learned in training were left out: with measured ones and repairs {name} is "
+            f"{measured.score:.4g}, with them {learned.score:.4g}, on the samples set aside",
+            *other.notes,
+        ]
+        self.studies, self.final, self.learned = other.studies, other.final, None
+        return found
+
+    def _make(self) -> tuple[FloatFile, bytes]:
         settings = self.settings
         model, names = self._folded(self.source)
         file = float_file(model, settings.input_shapes)
