@@ -61,8 +61,8 @@ class QuantizeINT8(ConvertPass):
     Recurrent layers are unrolled: the file grows with the number of steps. A model that computes in
     16 bits is converted from a float32 twin. Lookups of strings and categories, which TFLite cannot
     run, are split off, and the artifact runs them before the file. Behind `QuantizeAware`, ranges
-    are those learned in training. What does not convert at all is tried out and refused before
-    anything trains.
+    are those learned in training, unless measured ones give clearly more. What does not convert at
+    all is tried out and refused before anything trains.
 
     Args:
         calibration_samples: Samples to calibrate on, at least 1, drawn from ``calibration``, else
