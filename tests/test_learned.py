@@ -75,6 +75,9 @@ def notes(report):
 def test_the_next_pass_sees_it_and_one_that_changes_the_model_drops_it(data):
     result = ok.Pipeline([Learn(), Look()]).run(small_model(), data, progress=False)
     assert notes(result.report)["Look"] == ("learned: {'relu': (0.0, 6.5)}",)
+    tried = ok.FirstThatMeets([Look(), Look()], ok.Goals(max_size_mb=100))
+    result = ok.Pipeline([Learn(), tried]).run(small_model(), data, progress=False)
+    assert "learned: {'relu': (0.0, 6.5)}" in notes(result.report)["FirstThatMeets"]
     dropping = ok.Pipeline([Learn(), Shift(), Look()]).run(small_model(), data, progress=False)
     found = notes(dropping.report)
     assert found["Look"] == ("learned: None",)
