@@ -116,6 +116,16 @@ def test_names_are_whole_names():
     assert_kept(model, "conv2d_1", expected=[1])
 
 
+def test_weights_are_constants_of_two_dimensions_and_more():
+    """Biases are none: equal ones are stored once, and kernels are told apart by theirs."""
+    biased = [layers.Dense(4, "relu", bias_initializer="ones") for _ in range(2)]
+    model = keras.Sequential([keras.Input((4,)), *biased])
+    for operation in float_file(model).operations:
+        assert operation.kind == "FULLY_CONNECTED"
+        assert len(operation.inputs) == 3
+        assert operation.weights == operation.inputs[1:2]
+
+
 def test_what_is_fused_is_listed_with_all_of_its_layers():
     """Of a batch norm that the converter works into a convolution, no name is left in the file."""
     file = float_file(chain())
