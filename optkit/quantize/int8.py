@@ -171,11 +171,11 @@ class Int8:
         if not _is_worse(self.judge, measured, learned):
             return made
         name = self.judge.metric.name
-        self.notes = [
+        said = (
             f"ranges learned in training were left out: with measured ones and repairs {name} is "
-            f"{measured.score:.4g}, with them {learned.score:.4g}, on the samples set aside",
-            *other.notes,
-        ]
+            f"{measured.score:.4g}, with them {learned.score:.4g}, on the samples set aside"
+        )
+        self.notes = [said, *other.notes]
         self.studies, self.final, self.learned = other.studies, other.final, None
         return found
 
