@@ -1027,6 +1027,7 @@ def test_a_budget_that_cannot_be_met_is_said_and_the_best_is_returned():
     table = study(row, "Layers in float, one at a time")
     least = float(said.partition("found is ")[2].partition(",")[0])
     assert 0 < least <= 1 - table["accuracy"].max() + 1e-6
+    assert said.endswith("; inputs and outputs are rounded as well, unless `io='float32'`")
     assert any("on the half of validation that the search did not see" in n for n in row.notes)
     assert isinstance(result.artifact, ok.TFLiteArtifact)
 

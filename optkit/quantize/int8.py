@@ -417,6 +417,8 @@ class Int8:
                 f"keep_float='auto': THE BUDGET IS NOT MET: the least drop found is {drop:.4g}, and "
                 f"{max_drop:g} is allowed; "
                 + (f"{_listed(found.kept)} kept in float" if found.kept else "no layer in float")
+                + "; inputs and outputs are rounded as well, unless `io='float32'`"
+                * (self.settings.io == "int8")
             )
 
     def _say_what_stays(self, now: _Candidate, content: bytes) -> None:
