@@ -147,15 +147,16 @@ class Int8:
             OptkitError: If it cannot be done.
         """
         made = self._make()
-        return made if self.learned is None else self._better_measured(made)
+        return made if self.learned is None else self._better_measured(made, self.learned)
 
-    def _better_measured(self, made: tuple[FloatFile, bytes]) -> tuple[FloatFile, bytes]:
+    def _better_measured(
+        self, made: tuple[FloatFile, bytes], ranges: LearnedRanges
+    ) -> tuple[FloatFile, bytes]:
         """What ranges learned in training gave, unless measured ones and repairs give clearly more.
 
         A training that was too short leaves a model that does not live well with its ranges.
         """
-        assert self.learned is not None
-        fewer = any(bits != 8 for bits in self.learned.weight_bits.values())
+        fewer = any(bits != 8 for bits in ranges.weight_bits.values())
         if self.judge is None or self.judge.float.score is None or fewer:
             return made
         other = Int8(
