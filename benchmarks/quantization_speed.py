@@ -43,15 +43,18 @@ def by_optkit(model: Any, samples: Samples) -> bytes:
 
 def scan_by_optkit(model: Any, samples: Samples, images: Any) -> dict[str, Any]:
     """All layers one at a time, everything from the Keras model on counted."""
+    from optkit.metric import Metric
     from optkit.quantize import calibrate, float_file, quantize
     from optkit.quantize.judge import Judge
     from optkit.quantize.scan import scan
     from optkit.quantize.select import groups
+    from optkit.quantize.sources import Taken
 
     began = time.perf_counter()
     file = float_file(model)
     ranges = calibrate(file, samples)
-    judge = Judge(file, images, None, None)  # type: ignore[arg-type]  # errors alone are judged
+    # Without targets, errors alone are judged.
+    judge = Judge(file, Taken(images, None, None, len(images)), Metric("accuracy", True, None))
     layers = groups(file)
     prepared = time.perf_counter() - began
     found = scan(lambda kept: quantize(file, ranges, keep_float=kept), judge, layers)
