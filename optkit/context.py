@@ -306,6 +306,7 @@ class Context:
         weight_decay: float | None = None,
         patience: int | None = None,
         settled_after: int = 0,
+        rate_factors: Mapping[str, float] | None = None,
         callbacks: Sequence[Any] = (),
     ) -> training.History:
         """Trains a model in place: by the recipe, seeded, with every constraint kept.
@@ -322,7 +323,9 @@ class Context:
             patience: Epochs without a better validation metric after which to stop; the best
                 weights are restored. ``None`` trains all epochs and keeps the last weights.
             settled_after: Epochs at the start that early stopping does not look at.
-            callbacks: Further Keras callbacks.
+            rate_factors: By path of a variable, what every update of it is multiplied by, at least
+                0: learning rates that differ by layer, whatever the optimizer.
+            callbacks: Further Keras callbacks. They reach weights through ``self.model``.
 
         Returns:
             How the training went.
@@ -349,6 +352,7 @@ class Context:
                 weight_decay=weight_decay,
                 patience=patience,
                 settled_after=settled_after,
+                rate_factors=rate_factors,
                 callbacks=(*callbacks, *watchers),
                 on_epoch=self._on_epoch,
             )

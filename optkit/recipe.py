@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from optkit.data import Split
     from optkit.task import Task
 
-__all__ = ["EXCLUSIVE_SLOTS", "Augmentation", "Recipe", "TargetTransform"]
+__all__ = ["EXCLUSIVE_SLOTS", "Augmentation", "Recipe", "Schedule", "TargetTransform"]
 
 #: The slots that hold one thing at a time; the others collect.
-EXCLUSIVE_SLOTS = ("sample", "mix", "smooth", "loss", "optimizer")
+EXCLUSIVE_SLOTS = (
+    *("sample", "mix", "smooth", "loss", "optimizer"),
+    *("schedule", "accumulate", "precision", "jit"),
+)
 
 
 class Augmentation(Protocol):
@@ -51,6 +54,19 @@ class TargetTransform(Protocol):
         """Returns a function of dense float targets to the targets to train on."""
 
 
+class Schedule(Protocol):
+    """Shapes the learning rate over a training."""
+
+    def rate(self, peak: float, steps: int, steps_per_epoch: int) -> Any:
+        """The learning rate of a training, as a ``tf_keras`` ``LearningRateSchedule``.
+
+        Args:
+            peak: The learning rate that the training pass asks for.
+            steps: Updates of the weights in the whole training.
+            steps_per_epoch: Updates in an epoch.
+        """
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How the next training is done. A frozen value: `amended` makes a new one.
@@ -63,6 +79,11 @@ class Recipe:
         smooth: A `TargetTransform`. Exclusive.
         loss: Loss that replaces the model's own. Exclusive.
         optimizer: tf_keras optimizer, or name of one, for passes that are given none. Exclusive.
+        schedule: A `Schedule` of the learning rate. Exclusive.
+        accumulate: Batches whose gradients make one update; ``None`` for each by itself. Exclusive.
+        precision: Policy under which layers compute, ``"mixed_float16"`` or ``"mixed_bfloat16"``;
+            ``None`` for float32. Exclusive.
+        jit: Whether training steps are compiled by XLA; ``None`` for no. Exclusive.
         callbacks: Functions without arguments, each making a Keras callback for one training.
     """
 
@@ -72,6 +93,10 @@ class Recipe:
     smooth: TargetTransform | None = None
     loss: Any = None
     optimizer: Any = None
+    schedule: Schedule | None = None
+    accumulate: int | None = None
+    precision: str | None = None
+    jit: bool | None = None
     callbacks: tuple[Callable[[], Any], ...] = ()
 
     def amended(self, **slots: Any) -> Recipe:

@@ -281,3 +281,31 @@ def test_batches_of_different_lengths_train_and_are_scored():
     assert result.report.final.accuracy == pytest.approx(np.concatenate(right).mean())
     assert result.report.final.accuracy > 0.9
     assert result.report.final.samples == 64
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_rate_factor_takes_the_whole_update(dense, optimizer):
+    rng = np.random.default_rng(0)
+    one_batch = Data(train=(rng.normal(size=(20, 4)).astype("float32"), np.arange(20) % 3))
+    model = dense()
+    paths = list(variables_by_path(model))
+
+    def update(factor):
+        trained = clone(model)
+        context_for(model, one_batch).fit(
+            trained,
+            Recipe(),
+            epochs=1,
+            learning_rate=0.1,
+            optimizer=optimizer,
+            weight_decay=0.1 if optimizer == "adamw" else None,
+            rate_factors={paths[0]: factor},
+        )
+        pairs = zip(trained.get_weights(), model.get_weights(), strict=True)
+        return [after - before for after, before in pairs]
+
+    whole, quarter, nothing = update(1.0), update(0.25), update(0.0)
+    assert np.abs(whole[0]).max() > 0.001
+    np.testing.assert_allclose(quarter[0], 0.25 * whole[0], rtol=1e-4, atol=1e-7)
+    np.testing.assert_array_equal(nothing[0], np.zeros_like(nothing[0]))
+    np.testing.assert_array_equal(quarter[1], whole[1])  # the others are left alone

@@ -1,0 +1,18 @@
+"""The one way in which every pass trains: by the recipe, seeded, with constraints kept."""
+
+from optkit.training.loop import History, fit
+from optkit.training.optimizers import (
+    DEFAULT_LEARNING_RATE,
+    check_compiled_optimizer,
+    check_optimizer,
+    initial_learning_rate,
+)
+
+__all__ = [
+    "DEFAULT_LEARNING_RATE",
+    "History",
+    "check_compiled_optimizer",
+    "check_optimizer",
+    "fit",
+    "initial_learning_rate",
+]

@@ -1,0 +1,121 @@
+"""`fit`, which every pass trains by.
+
+It trains a proxy model over the same layers, so that the model itself stays uncompiled and carries
+no optimizer state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optkit.constraint import Constraint
+from optkit.data import BoundData
+from optkit.errors import DataError, OptkitError, PipelineError
+from optkit.metric import Metric
+from optkit.models import is_compiled
+from optkit.recipe import Recipe
+from optkit.runtime import derive_seed
+from optkit.task import Loss, Task, replaced_loss
+from optkit.training.optimizers import make_optimizer
+from optkit.training.plan import METRIC, compile_arguments, plan_training
+from optkit.training.stream import training_batches
+from optkit.training.trainer import make_trainer
+from optkit.training.watch import Watch
+
+__all__ = ["History", "fit"]
+
+
+@dataclass(frozen=True)
+class History:
+    """How a training went.
+
+    Attributes:
+        curves: Figures by name (``"loss"``, ``"val_loss"``, ``"metric"``, ``"val_metric"``), one
+            value an epoch.
+        epochs: Epochs trained.
+        best_epoch: Epoch whose weights were kept, from 1; the last one without early stopping.
+        stopped_early: Whether patience ran out.
+    """
+
+    curves: dict[str, list[float]]
+    epochs: int
+    best_epoch: int
+    stopped_early: bool
+
+
+def fit(
+    model: Any,
+    recipe: Recipe,
+    *,
+    data: BoundData,
+    task: Task,
+    metric: Metric,
+    loss: Loss,
+    source: Any,
+    constraints: Mapping[Any, Constraint],
+    seed: int,
+    epochs: int,
+    learning_rate: float | None = None,
+    optimizer: Any = None,
+    weight_decay: float | None = None,
+    patience: int | None = None,
+    settled_after: int = 0,
+    rate_factors: Mapping[str, float] | None = None,
+    callbacks: Sequence[Any] = (),
+    on_epoch: Callable[[int, int, dict[str, float]], None] | None = None,
+) -> History:
+    """Trains a model in place. See `Context.fit` for the arguments that passes give."""
+    split = data.train
+    if split is None:
+        raise DataError("Training needs a `train` split.")
+    if recipe.loss is not None:
+        loss = replaced_loss(recipe.loss, task, loss, "recipe")
+    if recipe.sample is not None:
+        split = recipe.sample(split, derive_seed(seed, "sample"))
+    if recipe.mix is not None and split.weighted:
+        raise PipelineError(
+            "Samples that are mixed have no weights of their own, and the training data have "
+            "weights (sample or class weights). Leave out one of them."
+        )
+    plan = plan_training(task, metric, loss, soft=recipe.softens_targets)
+    batches = training_batches(split, recipe, plan, seed)
+    compiled = source.optimizer if is_compiled(source) else None
+    trainer = make_trainer(model, constraints, rate_factors or {}, by_name=bool(task.parts))
+    trainer.compile(
+        optimizer=make_optimizer(
+            (optimizer, recipe.optimizer, compiled), learning_rate, weight_decay
+        ),
+        loss=plan.loss.function,
+        **compile_arguments(plan, metric, source if split.weighted else None),
+    )
+    # Where several outputs count alike, the loss of all weighs them against each other.
+    watched = (METRIC, metric.sign())
+    if len(metric.judged) == 1:
+        watched = (f"{metric.judged[0]}_{METRIC}", metric.parts[metric.judged[0]].sign())
+    watch = Watch(watched, patience, settled_after, on_epoch)
+    validation = None
+    if patience is not None:
+        if data.validation is None:
+            raise DataError("Early stopping needs a `validation` split.")
+        validation = data.validation.batches(weighted=True)
+        if plan.rows:
+            validation = validation.map(lambda x, y, *weights: (x, plan.dense(y), *weights))
+    history = trainer.fit(
+        batches,
+        epochs=epochs,
+        steps_per_epoch=split.steps,
+        validation_data=validation,
+        verbose=0,
+        # The pass's own callbacks first: pruning must mask the weights before they are kept.
+        callbacks=[*callbacks, *(make() for make in recipe.callbacks), watch.callback()],
+    )
+    if watch.diverged:
+        raise OptkitError(
+            f"Training diverged: the loss was {watch.diverged[1]} in epoch {watch.diverged[0]}. "
+            "Lower the learning rate, or look for extreme values in the data."
+        )
+    curves = {name: [float(v) for v in values] for name, values in history.history.items()}
+    trained = len(history.epoch)
+    return History(curves, trained, watch.best_epoch or trained, watch.stopped)

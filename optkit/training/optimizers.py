@@ -1,0 +1,106 @@
+"""Optimizers of a training: which is taken, a fresh copy of it, its learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from optkit.errors import PipelineError
+from optkit.models import is_compiled
+from optkit.runtime import tf_keras
+from optkit.translate import object_to_tf_keras
+
+__all__ = [
+    "DEFAULT_LEARNING_RATE",
+    "check_compiled_optimizer",
+    "check_optimizer",
+    "initial_learning_rate",
+    "make_optimizer",
+]
+
+DEFAULT_LEARNING_RATE = 1e-3
+
+
+def check_optimizer(name: str, value: Any) -> None:
+    """Checks an optimizer argument: ``None``, a name that Keras knows, or an object of Keras 2 or 3.
+
+    Raises:
+        PipelineError: If it is anything else.
+    """
+    if value is None:
+        return
+    keras = tf_keras()
+    if isinstance(value, str):
+        try:
+            keras.optimizers.get(value)
+        except ValueError as error:
+            raise PipelineError(
+                f"`{name}` must be a name that tf_keras.optimizers knows, such as 'adamw', 'adam' "
+                f"or 'sgd'. Received: {value!r}."
+            ) from error
+    elif not isinstance(object_to_tf_keras(value), _optimizer_bases()):
+        raise PipelineError(
+            f"`{name}` must be None, a name, or a Keras optimizer. Received: {value!r} (of "
+            f"type {type(value).__module__}.{type(value).__qualname__})."
+        )
+
+
+def _optimizer_bases() -> tuple[type, ...]:
+    keras = tf_keras()
+    return (keras.optimizers.Optimizer, keras.optimizers.legacy.Optimizer)
+
+
+def make_optimizer(
+    choices: Iterable[Any], learning_rate: float | None, weight_decay: float | None
+) -> Any:
+    """A fresh optimizer of the first kind given, with the settings that it came with."""
+    keras = tf_keras()
+    chosen: Any = next((choice for choice in choices if choice is not None), "adamw")
+    named = isinstance(chosen, str)
+    template: Any = keras.optimizers.get(chosen) if named else object_to_tf_keras(chosen)
+    template = getattr(template, "inner_optimizer", template)  # inside a loss-scaling one
+    try:
+        config = template.get_config()
+    except NotImplementedError as error:
+        raise PipelineError(
+            f"The optimizer {type(template).__name__} cannot be copied: its learning-rate schedule "
+            "has no `get_config()`. Add one, or compile the model with a number."
+        ) from error
+    if learning_rate is not None:
+        config["learning_rate"] = learning_rate
+    elif named:
+        config["learning_rate"] = DEFAULT_LEARNING_RATE
+    if weight_decay is not None:
+        if "weight_decay" not in config:
+            raise PipelineError(
+                f"{type(template).__name__} takes no `weight_decay`. Use optimizer='adamw'."
+            )
+        config["weight_decay"] = weight_decay or None
+        if type(template) is keras.optimizers.AdamW:
+            config["weight_decay"] = weight_decay
+    optimizer = type(template).from_config(config)
+    if config.get("weight_decay") and hasattr(optimizer, "exclude_from_weight_decay"):
+        # Decay is for kernels; shrinking biases and scales only hurts.
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return optimizer
+
+
+def check_compiled_optimizer(model: Any) -> None:
+    """Refuses a compiled optimizer that could not be copied for training.
+
+    Raises:
+        PipelineError: With what to do.
+    """
+    if is_compiled(model):
+        make_optimizer((model.optimizer,), None, None)
+
+
+def initial_learning_rate(optimizer: Any) -> float:
+    """The learning rate of an optimizer; of a schedule, the one it begins with."""
+    plain = getattr(optimizer, "inner_optimizer", optimizer)  # inside a loss-scaling one
+    rate = getattr(plain, "_learning_rate", None)
+    if rate is None:  # a legacy optimizer
+        rate = plain.learning_rate
+    if isinstance(rate, tf_keras().optimizers.schedules.LearningRateSchedule):
+        rate = rate(0)
+    return float(rate)
