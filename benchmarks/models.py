@@ -24,7 +24,7 @@ from benchmarks import common
 #: Trained models of another version are not used.
 _VERSION = 1
 _WORDS, _LENGTH = 8000, 32
-_IMAGENET_MEAN, _IMAGENET_SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _MOBILENET_SIZE = 96
 _MOBILENET_TRAIN = 3000  # images at 96 by 96 that are handed on; the head is trained on all
 
@@ -94,7 +94,7 @@ def default_cache() -> Path:
     return Path(root) / "optkit-benchmarks"
 
 
-def _data_file(name: str) -> Path:
+def data_file(name: str) -> Path:
     folder = os.environ.get("OPTKIT_DATA")
     if not folder:
         raise UnavailableError(f"needs {name}, and OPTKIT_DATA is not set")
@@ -158,12 +158,12 @@ def _train_digits(splits: Splits, *, norm_last: bool) -> Any:
 
 
 @functools.cache
-def _cifar_images() -> tuple[Split, Split]:
+def cifar_images() -> tuple[Split, Split]:
     """CIFAR-10 as uint8: 12,000 images to train with and 3,000 to test with."""
     import numpy as np
 
     try:
-        with np.load(_data_file("data/cifar10_subset.npz")) as arrays:
+        with np.load(data_file("data/cifar10_subset.npz")) as arrays:
             found = {name: arrays[name] for name in ("x_train", "y_train", "x_test", "y_test")}
     except UnavailableError:
         import tf_keras as keras
@@ -184,7 +184,7 @@ _CIFAR_VALIDATION = 1500
 
 
 def _cifar_splits(prepare: Callable[[Any], Any], train: int | None = None) -> Splits:
-    (x, y), (x_test, y_test) = _cifar_images()
+    (x, y), (x_test, y_test) = cifar_images()
     held, rest = slice(0, _CIFAR_VALIDATION), slice(_CIFAR_VALIDATION, None)
     return Splits(
         (prepare(x[rest][:train]), y[rest][:train]),
@@ -197,8 +197,8 @@ def _cifar() -> Splits:
     return _cifar_splits(lambda x: (x / 255).astype("float32"))
 
 
-def _train_cifar(splits: Splits) -> Any:
-    import tensorflow as tf
+def cifar_cnn() -> Any:
+    """A small CNN for 32 by 32 images of 10 classes, untrained."""
     import tf_keras as keras
 
     layers = keras.layers
@@ -210,7 +210,7 @@ def _train_cifar(splits: Splits) -> Any:
             layers.ReLU(name=f"relu{number}"),
         ]
 
-    model = keras.Sequential(
+    return keras.Sequential(
         [
             keras.Input((32, 32, 3), name="image"),
             *block(32, 1),
@@ -225,6 +225,13 @@ def _train_cifar(splits: Splits) -> Any:
         ],
         name="cifar",
     )
+
+
+def _train_cifar(splits: Splits) -> Any:
+    import tensorflow as tf
+    import tf_keras as keras
+
+    model = cifar_cnn()
     epochs, batch = 20, 64
     steps = -(-len(splits.train[0]) // batch) * epochs
 
@@ -249,7 +256,7 @@ def _for_mobilenet(images: Any) -> Any:
     import numpy as np
     import tensorflow as tf
 
-    mean, spread = np.array(_IMAGENET_MEAN, "float32"), np.array(_IMAGENET_SPREAD, "float32")
+    mean, spread = np.array(IMAGENET_MEAN, "float32"), np.array(IMAGENET_SPREAD, "float32")
     large = [
         tf.image.resize(images[i : i + 500], (_MOBILENET_SIZE, _MOBILENET_SIZE)).numpy()
         for i in range(0, len(images), 500)
@@ -265,13 +272,13 @@ def _train_mobilenet(_: Splits) -> Any:
     import numpy as np
     import tf_keras as keras
 
-    weights = _data_file("models/mobilenet_v2_imagenet_notop.h5")
+    weights = data_file("models/mobilenet_v2_imagenet_notop.h5")
     backbone = keras.models.load_model(weights, compile=False)
     config = backbone.get_config()  # built for 224, and fully convolutional
     config["layers"][0]["config"]["batch_input_shape"] = (None, _MOBILENET_SIZE, _MOBILENET_SIZE, 3)
     twin = keras.Model.from_config(config)
     twin.set_weights(backbone.get_weights())
-    x, y = (part[_CIFAR_VALIDATION:] for part in _cifar_images()[0])
+    x, y = (part[_CIFAR_VALIDATION:] for part in cifar_images()[0])
     features = np.concatenate(
         [
             twin.predict(_for_mobilenet(x[i : i + 500]), batch_size=50, verbose=0)
@@ -303,7 +310,7 @@ def _reviews() -> Splits:
     import tf_keras as keras
     from sklearn.model_selection import train_test_split
 
-    path = _data_file("data/movie_review_sentences.tsv")
+    path = data_file("data/movie_review_sentences.tsv")
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     rated = [(float(row["rating"]), row["text"]) for row in rows]
