@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from optkit.artifact import load as load
     from optkit.artifact import load_model as load_model
     from optkit.base import ConvertPass as ConvertPass
+    from optkit.base import InspectPass as InspectPass
     from optkit.base import Pass as Pass
     from optkit.base import RecipePass as RecipePass
     from optkit.base import RewritePass as RewritePass
@@ -93,6 +94,7 @@ _HOME = {
     "Goal": "goals",
     "Goals": "goals",
     "GoalsError": "errors",
+    "InspectPass": "base",
     "KeepZeros": "constraint",
     "KerasArtifact": "artifact",
     "LabelSmooth": "passes.label_smooth",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from optkit.base import RecipePass
+from optkit.base import InspectPass, RecipePass
 from optkit.errors import PassError
 from optkit.measuring import Interval, Measured, Meter, compare_scores
 from optkit.measuring.statistics import verdict
@@ -63,7 +63,8 @@ class Ablation:
 
     Attributes:
         report: The report of the whole pipeline.
-        contributions: One a pass, in order; two where each was run alone, too.
+        contributions: One a pass, in order; two where each was run alone, too. Passes that only
+            look have none.
         reports: The report of every further run, by what it was: ``"without Prune"``,
             ``"Prune alone"``.
     """
@@ -211,9 +212,11 @@ def ablate(
     alone: bool,
 ) -> Ablation:
     """Runs all variants; see `Pipeline.ablate`."""
-    variants = [(f"without {name}", _without(prepared.steps, n)) for n, name, _ in prepared.steps]
+    # Passes that only look contribute nothing, and need to look but once.
+    acting = tuple(step for step in prepared.steps if not isinstance(step[2], InspectPass))
+    variants = [(f"without {name}", _without(acting, n)) for n, name, _ in acting]
     if alone:
-        variants += [variant for step in prepared.steps for variant in _alone(prepared.steps, step)]
+        variants += [variant for step in acting for variant in _alone(acting, step)]
     every = {tuple(n for n, _, _ in steps) for _, steps in variants} | {()}
     every.add(tuple(n for n, _, _ in prepared.steps))
     with Progress(progress, len(every) * len(prepared.steps)) as shown:
@@ -227,11 +230,11 @@ def ablate(
             if (found := runs.outcome(name, steps)).report is not None
         }
         contributions = []
-        for number, name, item in prepared.steps:
-            rest = runs.outcome(f"without {name}", _without(prepared.steps, number))
+        for number, name, item in acting:
+            rest = runs.outcome(f"without {name}", _without(acting, number))
             contributions.append(_contribution(name, "without", full, rest, meter))
             if alone:
-                own, *control = _alone(prepared.steps, (number, name, item))
+                own, *control = _alone(acting, (number, name, item))
                 against = runs.outcome(*control[0]) if control else nothing
                 contributions.append(
                     _contribution(name, "alone", runs.outcome(*own), against, meter)

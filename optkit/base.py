@@ -21,6 +21,7 @@ from optkit.translate import is_keras3, to_tf_keras
 
 __all__ = [
     "ConvertPass",
+    "InspectPass",
     "Pass",
     "RecipePass",
     "RewritePass",
@@ -42,6 +43,10 @@ class Pass(abc.ABC):
         produces: The kind of artifact that it gives.
         expects_recovery: Whether it harms accuracy by design and counts on training to come. The
             guard of `Goals` then looks after the next training pass instead of after this one.
+        makes_artifact: Whether it gives an artifact that was not there before. Such a one is
+            measured, kept and held to the goals; the rows of other passes have no figures.
+        sees_every_split: Whether it is shown all splits. Only passes that cannot change what is
+            deployed are.
     """
 
     # Of a class, but for passes that hold others: those are of the kind of what they hold.
@@ -50,6 +55,8 @@ class Pass(abc.ABC):
     produces: type[Artifact] = KerasArtifact
     #: Whether it is meant to be followed by training: goals are then judged after that.
     expects_recovery: bool = False
+    makes_artifact: ClassVar[bool] = True
+    sees_every_split: ClassVar[bool] = False
     #: Classes by name, so that a stored pipeline finds them without importing anything.
     registry: ClassVar[dict[str, type[Pass]]] = {}
 
@@ -61,7 +68,8 @@ class Pass(abc.ABC):
     def needs(self) -> tuple[str, ...]:
         """The splits that it cannot do without.
 
-        ``calibration`` is shown only to passes that name it here, and ``test`` to none.
+        ``calibration`` is shown only to passes that name it here, and ``test`` to none; but see
+        `sees_every_split`.
         """
         return ()
 
@@ -179,6 +187,7 @@ class RecipePass(Pass):
 
     family = "recipe"
     accepts = produces = Artifact
+    makes_artifact = False
 
     @abc.abstractmethod
     def amend(self, recipe: Recipe) -> Recipe:
@@ -187,6 +196,35 @@ class RecipePass(Pass):
     def apply(self, state: State, context: Context) -> State:
         """Amends the recipe of the state."""
         return replace(state, recipe=self.amend(state.recipe))
+
+
+class InspectPass(Pass):
+    """Looks at the data and at what earlier passes made, and changes nothing. Override `inspect`.
+
+    Its row tells what it found: its notes and studies, no figures. With or without it a run gives
+    the same, down to the last weight. That is why it alone is shown every split, ``test`` too: what
+    it learns there reaches the reader of the report and nothing else.
+    """
+
+    family = "inspect"
+    accepts = produces = Artifact
+    makes_artifact = False
+    sees_every_split = True
+
+    @abc.abstractmethod
+    def inspect(self, artifact: Any, context: Context) -> None:
+        """Looks, and tells what it found by `Context.note` and `Context.show`.
+
+        Args:
+            artifact: The artifact of earlier passes, of the kind that `accepts` names. Not to be
+                changed.
+            context: What to work with, all splits among it.
+        """
+
+    def apply(self, state: State, context: Context) -> State:
+        """Looks; the state stays what it was."""
+        self.inspect(state.artifact, context)
+        return state
 
 
 class _ModelPass(Pass):

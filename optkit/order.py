@@ -36,7 +36,7 @@ def check_order(passes: Sequence[Pass], names: Sequence[str]) -> None:
                 f"{', '.join(changed)} worked on, whose work would be thrown away. Move {name} to "
                 "the front, or leave out what comes before it."
             )
-        if not isinstance(item, RecipePass):
+        if item.makes_artifact:
             changed.append(f"step {i}, {name},")
 
 
@@ -51,7 +51,8 @@ def _check_kinds(passes: Sequence[Pass], names: Sequence[str]) -> None:
                 f"Step {i}, {name}, takes a {_kind(item.accepts)} artifact, and {maker} gives a "
                 f"{_kind(kind)} artifact. Move {name} before it, or leave one of them out."
             )
-        kind, maker = item.produces, f"step {i}, {name},"
+        if item.makes_artifact:
+            kind, maker = item.produces, f"step {i}, {name},"
 
 
 def _kind(artifact: type[Artifact]) -> str:

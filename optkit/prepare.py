@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from optkit.artifact import Artifact
-from optkit.base import Pass, RecipePass
+from optkit.base import InspectPass, Pass, RecipePass
 from optkit.context import Setting
 from optkit.data import ArraySplit, BoundData, Data, Split, weigh_classes
 from optkit.entrance import Admitted
@@ -68,6 +68,8 @@ class Prepared:
         task: What the model is for.
         metric: The metric that "accuracy" stands for.
         loss: The loss to train with.
+        places: By number of a step, what its seed is derived from. Passes that only look are not
+            counted, so that a run with them gives what it gives without.
     """
 
     steps: tuple[Step, ...]
@@ -76,6 +78,7 @@ class Prepared:
     task: Task
     metric: Metric
     loss: Loss
+    places: Mapping[int, int | str]
 
 
 def prepare(
@@ -131,11 +134,27 @@ def prepare(
     weigh_classes(bound, task)
     bound.notes += _of_outputs(described, metric)
     trained = loss_of_task(task) if model is None else infer_loss(model, task, loss)
-    prepared = Prepared(tuple(steps), admitted, bound, task, metric, trained)
+    prepared = Prepared(tuple(steps), admitted, bound, task, metric, trained, _places(steps))
     if any(item.trains for _, _, item in steps):
         check_compiled_optimizer(model)
     _check_passes(prepared, model, options.goals)
     return prepared
+
+
+def _places(steps: Sequence[Step]) -> dict[int, int | str]:
+    """What the seed of each step is derived from: its place among those that may change something.
+
+    Of passes that only look, the place among themselves.
+    """
+    found: dict[int, int | str] = {}
+    acting = 0
+    for number, _, item in steps:
+        if isinstance(item, InspectPass):
+            found[number] = f"inspect {number - acting}"
+        else:
+            acting += 1
+            found[number] = acting
+    return found
 
 
 def _of_outputs(described: Signature, metric: Metric) -> list[str]:
@@ -187,7 +206,8 @@ def _require_converting(steps: Sequence[Step], admitted: Admitted) -> None:
                 f"{kind.kind} one: what came in is a traced graph without layers, which can be "
                 "measured and converted, not trained. Load the model from a file that Keras saved."
             )
-        kind = item.produces
+        if item.makes_artifact:
+            kind = item.produces
 
 
 def _task(admitted: Admitted, split: Split, loss: Any) -> Task:
@@ -259,7 +279,9 @@ def shown_data(data: BoundData, item: Pass) -> BoundData:
     """The splits that a pass may look at: those that its result may depend on, and no other.
 
     What it cannot see need not be part of its stage's key, so other test or calibration data do
-    not make a finished training run again.
+    not make a finished training run again. A pass that only looks has no stage, and sees all.
     """
+    if item.sees_every_split:
+        return data
     calibration = data.calibration if "calibration" in item.needs else None
     return dataclasses.replace(data, test=None, calibration=calibration)

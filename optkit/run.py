@@ -149,13 +149,15 @@ class Runner:
         self._ask_whether_to_stop()
         self._send("started", number, name)
         context = self._context(number, name, item)
-        if not isinstance(item, RecipePass):
+        if item.makes_artifact:
             row = dataclasses.replace(
                 row, before=self.latest.figures, validation_before=self.latest.validation
             )
         try:
             if isinstance(item, RecipePass):
                 row = self._amend(number, name, item, row, context)
+            elif not item.makes_artifact:
+                row = self._look(number, name, item, row, context)
             else:
                 row = self._work(number, name, item, row, context)
                 row = self._measured(name, row, self.state.artifact)
@@ -163,7 +165,7 @@ class Runner:
             self.rows.append(_told(row, context, f"failed: {error}"))
             raise self._failure(number, name, error, before) from error
         self.rows.append(_told(row, context, *row.notes))
-        if isinstance(item, RecipePass):
+        if not item.makes_artifact:
             return
         # Judged before anybody is told, who might end the run there.
         measured, undone = self.latest, self._guard(number, item, before)
@@ -181,6 +183,15 @@ class Runner:
         seconds = time.perf_counter() - began
         self._send("finished", number, name)
         return dataclasses.replace(row, status="recipe", seconds=seconds)
+
+    def _look(self, number: int, name: str, item: Pass, row: Row, context: Context) -> Row:
+        """Lets a pass look, which costs no measuring: there is nothing new to measure."""
+        began = time.perf_counter()
+        with isolated(context.seed):
+            item.apply(self.state, context)
+        seconds = time.perf_counter() - began - context.seconds_aside
+        self._send("finished", number, name)
+        return dataclasses.replace(row, status="ok", seconds=seconds)
 
     def _work(self, number: int, name: str, item: Pass, row: Row, context: Context) -> Row:
         """Does the work of a pass, unless an earlier run in the same folder has done it."""
@@ -350,7 +361,7 @@ class Runner:
         violation = self._violation(self.latest)
         if not violation:
             return []
-        last = max(i for i, row in enumerate(self.rows) if row.status == "ok")
+        last = max(i for i, row in enumerate(self.rows) if _kept(row))
         if self.options.on_violation == "keep":
             self.rows[last] = _noted(self.rows[last], f"kept although {violation}")
             return []
@@ -363,7 +374,7 @@ class Runner:
         undone = []
         for i in range(back.rows, len(self.rows)):
             row = self.rows[i]
-            if row.status != "ok":
+            if not _kept(row):
                 continue
             self.rows[i] = _noted(
                 dataclasses.replace(row, status="rolled back"), f"undone: {reason}"
@@ -511,7 +522,7 @@ class Runner:
             task=self.prepared.task,
             metric=self.prepared.metric,
             loss=self.prepared.loss,
-            seed=derive_seed(self.options.seed, number),
+            seed=derive_seed(self.options.seed, self.prepared.places[number]),
             model=self.model,
             constraints=self.state.constraints,
             learned=self.state.learned,
@@ -642,6 +653,11 @@ def _told(row: Row, context: Context, *notes: str) -> Row:
         curves=tuple(context.curves),
         studies=tuple(context.studies),
     )
+
+
+def _kept(row: Row) -> bool:
+    """Whether the row is of a pass that made something, which was kept."""
+    return row.status == "ok" and row.after is not None
 
 
 def _noted(row: Row, note: str) -> Row:

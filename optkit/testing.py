@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from optkit.artifact import Artifact, KerasArtifact, TFLiteArtifact
-from optkit.base import Pass, RecipePass, RewritePass, TrainPass
+from optkit.base import InspectPass, Pass, RecipePass, RewritePass, TrainPass
 from optkit.context import Context, State
 from optkit.data import Data
 from optkit.errors import PipelineError
@@ -171,6 +171,12 @@ def _require_true_result(item: Pass, result: Result) -> None:
     _require(json.loads(result.report.to_json()) is not None, "the report is no JSON")
     if isinstance(item, RecipePass):
         _require(row.status == "recipe" and row.after is None, "a recipe row has figures")
+        return
+    if isinstance(item, InspectPass):
+        _require(
+            row.status == "ok" and row.after is None, "the row of a pass that looks has figures"
+        )
+        _require(not result.stages, "a pass that looks made a stage")
         return
     stage = result.stages[row.name]
     _require(isinstance(stage, item.produces), f"produced {stage!r}, not {item.produces.__name__}")

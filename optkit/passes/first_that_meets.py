@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from optkit.artifact import Artifact, KerasArtifact
-from optkit.base import Pass, RecipePass
+from optkit.base import InspectPass, Pass, RecipePass
 from optkit.context import Context, Setting, State
 from optkit.errors import ArgumentTypeError, OptkitError, PipelineError, first_line
 from optkit.goals import Goal, Goals
@@ -226,6 +226,11 @@ def _alternatives(passes: Any) -> tuple[Pass, ...]:
             raise PipelineError(
                 f"Alternative {i} holds alternatives itself, each of which may have other goals. "
                 "Put all of them into one list."
+            )
+        if isinstance(item, InspectPass):
+            raise PipelineError(
+                f"Alternative {i}, {item!r}, only looks and gives nothing that could be judged. Put "
+                "it into the pipeline by itself."
             )
         if isinstance(item, RecipePass):
             raise PipelineError(

@@ -168,6 +168,8 @@ def _stage(
 def _style(report: Report, row: Row | None) -> str:
     if row is None or row is report.runtime_baseline:
         return "baseline"
+    if row.family == "inspect" and row.status == "ok":
+        return "recipe"  # without figures, either
     return {"ok": "", "recipe": "recipe", "skipped": "recipe"}.get(row.status, "lost")
 
 

@@ -45,13 +45,14 @@ class Row:
     Attributes:
         index: Position in the pipeline, from 1.
         name: Name of the pass; a second one of a kind is called ``"Prune-2"``.
-        family: ``"recipe"``, ``"train"``, ``"rewrite"`` or ``"convert"``.
+        family: ``"recipe"``, ``"train"``, ``"rewrite"``, ``"convert"`` or ``"inspect"``.
         config: The pass's arguments in readable form.
         status: ``"ok"``, ``"recipe"`` (it only changed how later passes train), ``"rolled back"``
             (it broke a goal and was undone), ``"skipped"`` (what it takes was undone, or the run
             had ended), ``"cancelled"`` or ``"failed"``.
-        before: Figures of what came in; ``None`` for recipe passes.
-        after: Figures of what came out; ``None`` where nothing did, or for recipe passes.
+        before: Figures of what came in; ``None`` for passes that make nothing, which are those of
+            the families ``"recipe"`` and ``"inspect"``.
+        after: Figures of what came out; ``None`` where nothing did.
         validation_before: The metric on the split that decisions are made on, of what came in.
         validation_after: The same of what came out.
         speedup: How many times faster than the baseline, taken in turns with it.
