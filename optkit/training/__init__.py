@@ -4,6 +4,7 @@ from optkit.training.loop import History, fit
 from optkit.training.optimizers import (
     DEFAULT_LEARNING_RATE,
     check_compiled_optimizer,
+    check_learning_rate,
     check_optimizer,
     initial_learning_rate,
 )
@@ -12,6 +13,7 @@ __all__ = [
     "DEFAULT_LEARNING_RATE",
     "History",
     "check_compiled_optimizer",
+    "check_learning_rate",
     "check_optimizer",
     "fit",
     "initial_learning_rate",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from optkit import _validate
 from optkit.errors import PipelineError
 from optkit.models import is_compiled
 from optkit.runtime import tf_keras
@@ -13,12 +14,38 @@ from optkit.translate import object_to_tf_keras
 __all__ = [
     "DEFAULT_LEARNING_RATE",
     "check_compiled_optimizer",
+    "check_learning_rate",
     "check_optimizer",
     "initial_learning_rate",
     "make_optimizer",
 ]
 
 DEFAULT_LEARNING_RATE = 1e-3
+
+
+def check_learning_rate(name: str, value: Any, *, optional: bool = False) -> None:
+    """Checks a learning-rate argument: a number above 0, or ``"auto"``, which finds one.
+
+    Args:
+        name: Name of the argument.
+        value: What was given for it.
+        optional: Whether it may be ``None``, for the rate of the compiled optimizer.
+
+    Raises:
+        PipelineError: If it is another word, or a number that is not above 0.
+        ArgumentTypeError: If it is neither a number nor a word.
+
+    Example:
+        >>> check_learning_rate("learning_rate", 1e-3)
+        >>> check_learning_rate("learning_rate", "auto")
+    """
+    if isinstance(value, str):
+        if value != "auto":
+            raise PipelineError(
+                f"`{name}` must be a number above 0 or 'auto'. Received: {value!r}."
+            )
+    elif value is not None or not optional:
+        _validate.number(name, value, minimum=0, exclusive="min")
 
 
 def check_optimizer(name: str, value: Any) -> None:
