@@ -235,7 +235,7 @@ class Prune(TrainPass):
             for path in paths:
                 before = context.constraints.get((path, KeepZeros.name))
                 mask = before.mask if isinstance(before, KeepZeros) else None
-                growing.append(_GrowingZeros(path, variables[path], sparsity, schedule, mask))
+                growing.append(_GrowingZeros(path, variables[path].shape, sparsity, schedule, mask))
                 context.attach(growing[-1])
         history = context.fit(
             model,
@@ -285,7 +285,7 @@ class _GrowingZeros(KeepZeros):
 
     Args:
         path: Path of the variable.
-        variable: The variable, for the ranking and to set it.
+        shape: Shape of the variable.
         sparsity: Share of zeros at the end of the schedule.
         schedule: When there are how many.
         mask: What an earlier pass left, which is kept; ``None`` for nothing.
@@ -294,15 +294,15 @@ class _GrowingZeros(KeepZeros):
     def __init__(
         self,
         path: str,
-        variable: Any,
+        shape: tuple[int, ...],
         sparsity: float,
         schedule: Schedule,
         mask: np.ndarray | None,
     ):
         tf = tensorflow()
-        start = np.ones(variable.shape, dtype=bool) if mask is None else mask
+        start = np.ones(shape, dtype=bool) if mask is None else mask
         super().__init__(path, start)
-        self._before, self._variable = mask, variable
+        self._before = mask
         self._sparsity, self._schedule = sparsity, schedule
         # Training projects in a compiled step, which sees a variable change, and no array.
         self._held = tf.Variable(start, trainable=False)
@@ -311,15 +311,20 @@ class _GrowingZeros(KeepZeros):
         """The value with the weights that fell away so far set to zero."""
         return value * tensorflow().cast(self._held, value.dtype)
 
-    def step(self, number: int) -> None:
-        """Has more weights fall away, where the schedule says so, before a training step from 1."""
+    def step(self, number: int, variable: Any) -> None:
+        """Has more weights fall away, where the schedule says so, before a training step from 1.
+
+        Args:
+            number: Number of the step.
+            variable: The variable of the model that trains.
+        """
         if not self._schedule.due(number):
             return
-        value = self._variable.numpy()
+        value = variable.numpy()
         share = self._sparsity * self._schedule.share(number)
         self.mask = smallest_out(value, share, self._before)
         self._held.assign(self.mask)
-        self._variable.assign(np.where(self.mask, value, 0))
+        variable.assign(np.where(self.mask, value, 0))
 
 
 def _stepping(growing: list[_GrowingZeros]) -> Any:
@@ -328,10 +333,13 @@ def _stepping(growing: list[_GrowingZeros]) -> Any:
     class Stepping(tf_keras().callbacks.Callback):  # type: ignore[misc]
         number = 0
 
+        def on_train_begin(self, logs: Any = None) -> None:
+            self.variables = variables_by_path(self.model)  # perhaps those of a working copy
+
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
             self.number += 1
             for item in growing:
-                item.step(self.number)
+                item.step(self.number, self.variables[item.path])
 
     return Stepping()
 
