@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from optkit.errors import PipelineError as PipelineError
     from optkit.goals import Goal as Goal
     from optkit.goals import Goals as Goals
+    from optkit.imaging import AugMix as AugMix
+    from optkit.imaging import AutoAugment as AutoAugment
+    from optkit.imaging import RandAugment as RandAugment
+    from optkit.imaging import RandomErasing as RandomErasing
     from optkit.layerwise import LayerSensitivity as LayerSensitivity
     from optkit.layerwise import Sensitivity as Sensitivity
     from optkit.layerwise import sensitivity as sensitivity
@@ -49,10 +53,13 @@ if TYPE_CHECKING:
     from optkit.measuring import Measurement as Measurement
     from optkit.measuring import measure as measure
     from optkit.passes.augment import Augment as Augment
+    from optkit.passes.augment_text import AugmentText as AugmentText
     from optkit.passes.bn_reestimate import BNReestimate as BNReestimate
+    from optkit.passes.cut_mix import CutMix as CutMix
     from optkit.passes.fine_tune import FineTune as FineTune
     from optkit.passes.first_that_meets import FirstThatMeets as FirstThatMeets
     from optkit.passes.label_smooth import LabelSmooth as LabelSmooth
+    from optkit.passes.mix_up import MixUp as MixUp
     from optkit.passes.prune import Prune as Prune
     from optkit.passes.quantize_aware import QuantizeAware as QuantizeAware
     from optkit.passes.quantize_dynamic import QuantizeDynamic as QuantizeDynamic
@@ -60,6 +67,7 @@ if TYPE_CHECKING:
     from optkit.passes.quantize_int8 import QuantizeINT8 as QuantizeINT8
     from optkit.passes.quantize_int16x8 import QuantizeINT16x8 as QuantizeINT16x8
     from optkit.passes.quantize_weights import QuantizeWeights as QuantizeWeights
+    from optkit.passes.rebalance import Rebalance as Rebalance
     from optkit.passes.swa import SWA as SWA
     from optkit.passes.transfer_learn import TransferLearn as TransferLearn
     from optkit.pipeline import Pipeline as Pipeline
@@ -80,12 +88,16 @@ _HOME = {
     "Artifact": "artifact",
     "ArgumentTypeError": "errors",
     "Augment": "passes.augment",
+    "AugmentText": "passes.augment_text",
+    "AugMix": "imaging",
+    "AutoAugment": "imaging",
     "BNReestimate": "passes.bn_reestimate",
     "Chart": "study",
     "Constraint": "constraint",
     "Context": "context",
     "Contribution": "ablation",
     "ConvertPass": "base",
+    "CutMix": "passes.cut_mix",
     "Data": "data",
     "DataError": "errors",
     "Device": "measuring",
@@ -102,6 +114,7 @@ _HOME = {
     "LearnedRanges": "learned",
     "Measure": "measuring",
     "Measurement": "measuring",
+    "MixUp": "passes.mix_up",
     "ModelError": "errors",
     "OptkitError": "errors",
     "Pass": "base",
@@ -116,6 +129,9 @@ _HOME = {
     "QuantizeINT16x8": "passes.quantize_int16x8",
     "QuantizeINT8": "passes.quantize_int8",
     "QuantizeWeights": "passes.quantize_weights",
+    "RandAugment": "imaging",
+    "RandomErasing": "imaging",
+    "Rebalance": "passes.rebalance",
     "Recipe": "recipe",
     "RecipePass": "base",
     "Report": "report",

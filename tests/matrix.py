@@ -28,7 +28,9 @@ LIBRARIES = ("tf_keras", "keras")
 #: Every pass by name, small. `{}` stands for the shape of the input, where one must be fixed.
 PASSES: dict[str, Callable[[], list[ok.Pass]]] = {
     "Augment": lambda: [ok.Augment("photo"), ok.FineTune(epochs=1)],
+    "AugmentText": lambda: [ok.AugmentText(), ok.FineTune(epochs=1)],
     "BNReestimate": lambda: [ok.BNReestimate()],
+    "CutMix": lambda: [ok.CutMix(), ok.FineTune(epochs=1)],
     "FineTune": lambda: [ok.FineTune(epochs=1)],
     "FirstThatMeets": lambda: [
         ok.FirstThatMeets(
@@ -36,6 +38,7 @@ PASSES: dict[str, Callable[[], list[ok.Pass]]] = {
         )
     ],
     "LabelSmooth": lambda: [ok.LabelSmooth(0.1), ok.FineTune(epochs=1)],
+    "MixUp": lambda: [ok.MixUp(), ok.FineTune(epochs=1)],
     "Prune": lambda: [ok.Prune(0.5, epochs=2)],
     "QuantizeAware": lambda: [ok.QuantizeAware(epochs=1)],
     "QuantizeDynamic": lambda: [ok.QuantizeDynamic()],
@@ -99,6 +102,7 @@ def _rows() -> ok.Data:
     return _mapped(lambda x: x[..., 0], _same)
 
 
+_SYNONYMS = {"zero": ["nil", "nought"], "one": ["single"], "two": ["pair"]}
 _WORDS = np.array(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
 
 
@@ -510,7 +514,12 @@ KINDS: dict[str, Kind] = {
     "transposed": Kind("transposed convolution, images out", _transposed, _to_images),
     "separable": Kind("separable and depthwise convolutions", _separable, _images),
     "embedding": Kind("whole-number inputs, embedding", _embedding, _tokens),
-    "strings": Kind("raw text, `TextVectorization`", _strings, _texts),
+    "strings": Kind(
+        "raw text, `TextVectorization`",
+        _strings,
+        _texts,
+        {"AugmentText": lambda: [ok.AugmentText(synonyms=_SYNONYMS), ok.FineTune(epochs=1)]},
+    ),
     "preprocessing": Kind(
         "`Rescaling`, `Normalization`, random augmentation inside", _preprocessing, _images
     ),
@@ -535,6 +544,7 @@ KINDS: dict[str, Kind] = {
 #: Words of the reason for which a cell refuses, by kind and pass; everything else works.
 _NO_BATCH_NORM = r"has no batch normalization\. Leave this pass out"
 _NO_IMAGES = r"Augment treats images, one input of shape"
+_NO_TEXTS = r"AugmentText treats texts \(strings\), or token ids"
 REFUSED: dict[tuple[str, str], str] = {
     **{
         (kind, "BNReestimate"): _NO_BATCH_NORM
@@ -546,12 +556,36 @@ REFUSED: dict[tuple[str, str], str] = {
     },
     ("frozen part", "BNReestimate"): r"All batch normalization of model 'functional' is frozen",
     **{
-        (kind, "Augment"): _NO_IMAGES
+        (kind, item): reason
+        for item, reason in (("Augment", _NO_IMAGES), ("CutMix", r"CutMix treats images"))
         for kind in (
             *("shared", "LSTM", "GRU", "attention", "Conv1D", "Conv3D", "embedding", "strings"),
             *("any length", "table"),
         )
     },
+    **{
+        (kind, "MixUp"): r"MixUp blends inputs, and the (input|layer) '"
+        for kind in ("embedding", "strings", "any length")
+    },
+    **{
+        (kind, item): reason
+        for item in ("CutMix", "MixUp")
+        for kind, reason in (
+            ("custom loss", r"Soft targets need one-hot rows, and the loss 'sharp"),
+            ("sample weights", r"have weights \(sample or class weights\)"),
+        )
+    },
+    ("transposed", "CutMix"): r"the task is regression",
+    **{
+        (kind, "AugmentText"): _NO_TEXTS
+        for kind in (
+            *("sequential", "unbuilt", "functional", "nested", "outputs", "subclassed"),
+            *("branching", "functions", "custom layer", "custom loss", "sample weights"),
+            *("multi-label", "LSTM", "GRU", "attention", "Conv1D", "Conv3D", "transposed"),
+            *("separable", "preprocessing", "any size", "mixed precision", "frozen part"),
+        )
+    },
+    **{(kind, "AugmentText"): r"told which of them are texts" for kind in ("shared", "table")},
     **{("stateful", item): r"memory of model 'stateful' are stateful" for item in PASSES},
     ("custom loss", "LabelSmooth"): r"Soft targets need one-hot rows, and the loss 'sharp",
     ("transposed", "LabelSmooth"): r"spreads certainty over classes, and the task is regression",

@@ -18,6 +18,9 @@ SAMPLE = [
     ("unbuilt", "FineTune", "tf_keras"),
     ("functional", "TransferLearn", "keras"),
     ("functional", "Augment", "keras"),
+    ("functional", "AugmentText", "tf_keras"),
+    ("strings", "AugmentText", "keras"),
+    ("any length", "AugmentText", "tf_keras"),
     ("nested", "Prune", "tf_keras"),
     ("nested", "QuantizeINT8", "keras"),
     ("shared", "Prune", "keras"),
@@ -73,6 +76,10 @@ SAMPLE = [
     ("mixed precision", "QuantizeAware", "keras"),
     ("nested", "FirstThatMeets", "keras"),
     ("table", "FirstThatMeets", "tf_keras"),
+    ("outputs", "CutMix", "keras"),
+    ("functional", "CutMix", "tf_keras"),
+    ("table", "MixUp", "keras"),
+    ("transposed", "MixUp", "tf_keras"),
 ]
 REST = [
     (kind, item, library)
