@@ -29,6 +29,7 @@ ORDER = [
     "metric",
     "data",
     "images",
+    "preprocessing",
     "text",
     "flatbuffer",
     "artifact",
