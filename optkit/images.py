@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from optkit.data import Split, first_leaf
 from optkit.errors import DataError
+from optkit.runtime import tensorflow
 
-__all__ = ["ValueRange", "value_range"]
+__all__ = ["ValueRange", "rectangles", "value_range"]
 
 ValueRange = tuple[float, float]
 
@@ -51,3 +53,23 @@ def value_range(split: Split, declared: Sequence[float] | None = None) -> ValueR
             f"The images of `{split.name}` are constant ({low:g}); declare their value range."
         )
     return low, high
+
+
+def rectangles(size: tuple[Any, Any], corner: tuple[Any, Any], extent: tuple[Any, Any]) -> Any:
+    """Which pixels lie in a rectangle, one for each image.
+
+    Args:
+        size: Height and width of the images, in pixels.
+        corner: First row and first column of each rectangle, whole numbers as floats, shape
+            ``(batch,)`` each.
+        extent: Rows and columns of each.
+
+    Returns:
+        Shape ``(batch, height, width)``, ``True`` inside.
+    """
+    tf = tensorflow()
+    inside = []
+    for pixels, first, count in zip(size, corner, extent, strict=True):
+        place = tf.range(tf.cast(pixels, tf.float32))[None]
+        inside.append(tf.logical_and(place >= first[:, None], place < (first + count)[:, None]))
+    return tf.logical_and(inside[0][:, :, None], inside[1][:, None, :])

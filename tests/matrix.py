@@ -46,6 +46,7 @@ PASSES: dict[str, Callable[[], list[ok.Pass]]] = {
     "QuantizeINT16x8": lambda: [ok.QuantizeINT16x8(40)],
     "QuantizeINT8": lambda: [ok.QuantizeINT8(40)],
     "QuantizeWeights": lambda: [ok.QuantizeWeights(4)],
+    "Rebalance": lambda: [ok.Rebalance("over"), ok.FineTune(epochs=1)],
     "SWA": lambda: [ok.SWA(epochs=2, learning_rate=1e-3)],
     "TransferLearn": lambda: [ok.TransferLearn(epochs=1)],
 }
@@ -588,6 +589,9 @@ REFUSED: dict[tuple[str, str], str] = {
     **{(kind, "AugmentText"): r"told which of them are texts" for kind in ("shared", "table")},
     **{("stateful", item): r"memory of model 'stateful' are stateful" for item in PASSES},
     ("custom loss", "LabelSmooth"): r"Soft targets need one-hot rows, and the loss 'sharp",
+    ("transposed", "Rebalance"): r"needs classes of which a sample has one, and the task is regr",
+    ("multi-label", "Rebalance"): r"needs classes of which a sample has one, and the task is multil",
+    ("outputs", "Rebalance"): r"balances the classes of one output, and the model has 2",
     ("transposed", "LabelSmooth"): r"spreads certainty over classes, and the task is regression",
     ("transposed", "TransferLearn"): r"predicts one vector a sample",
     ("outputs", "TransferLearn"): r"outputs",

@@ -29,6 +29,7 @@ TINY = [
     ok.QuantizeINT16x8(20, io="float32"),
     ok.QuantizeINT8(20, io="float32"),
     ok.QuantizeWeights(4),
+    ok.Rebalance("over", over_ratio=0.9),
     ok.SWA(epochs=2, learning_rate=1e-3, start=0.0),
     ok.TransferLearn(epochs=1, fine_tune_epochs=1),
 ]

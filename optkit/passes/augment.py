@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from optkit import _validate
 from optkit.base import RecipePass
@@ -15,6 +17,14 @@ from optkit.context import Setting
 from optkit.data import Split, first_leaf
 from optkit.errors import ArgumentTypeError, PipelineError
 from optkit.images import ValueRange, value_range
+from optkit.imaging import (
+    POLICIES_BY_NAME,
+    Albumented,
+    ImagePolicy,
+    from_description,
+    is_albumentations,
+    to_description,
+)
 from optkit.recipe import Recipe
 from optkit.runtime import derive_seed, tensorflow, tf_keras
 from optkit.translate import object_to_tf_keras
@@ -60,6 +70,7 @@ PRESETS = {
 }
 
 
+_TRIED = 8  # images that a policy is tried on before anything trains
 _DRAWS = 11  # random numbers that one image takes at most
 
 
@@ -135,59 +146,68 @@ def _a_value_an_image(values: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class _Images:
-    """The presets as part of a recipe."""
+class _Steps:
+    """What is done to images, one thing after the other, as part of a recipe.
 
-    strengths: Strengths
-    declared: tuple[float, ...] | None
-    fill_mode: str
-    stateless: bool = True
-
-    def prepare(self, split: Split, seed: int) -> Callable[[Any, Any], Any]:
-        """Looks up the value range of the split."""
-        values = value_range(split, self.declared)
-        # There is no control flow of TensorFlow's in it, and looking for some takes a while.
-        augment = tensorflow().autograph.experimental.do_not_convert(augment_images)
-        return lambda x, key: augment(x, key, self.strengths, values, self.fill_mode)
-
-
-@dataclass(frozen=True)
-class _Listed:
-    """Layers and functions of the user's as part of a recipe."""
+    Attributes:
+        items: `Strengths`, policies, transforms of albumentations, layers, functions.
+        declared: The value range, if the user gave it.
+        fill_mode: See `augment_images`.
+    """
 
     items: tuple[Any, ...]
+    declared: tuple[float, ...] | None
+    fill_mode: str
 
     @property
     def stateless(self) -> bool:
         """Whether each takes the seed and can be called in any order."""
-        return all(_takes_seed(item) for item in self.items)
+        return all(_knows_range(item) or _takes_seed(item) for item in self.items)
 
     def prepare(self, split: Split, seed: int) -> Callable[[Any, Any], Any]:
-        """Makes fresh, seeded copies of the layers: the user's own draw on as they did."""
-        layer_class = tf_keras().layers.Layer
-        steps: list[Callable[[Any, Any], Any]] = []
-        for i, given in enumerate(self.items):
-            item = object_to_tf_keras(given)
-            if isinstance(item, layer_class):
-                config = item.get_config()
-                if "seed" in config:
-                    config["seed"] = derive_seed(seed, i, config["seed"])
-                copy = type(item).from_config(config)
-                if item.weights:
-                    copy.build(item.weights[0].shape)
-                    copy.set_weights(item.get_weights())
-                steps.append(_unseeded(functools.partial(copy, training=True)))
-            elif _takes_seed(item):
-                steps.append(item)
-            else:
-                steps.append(_unseeded(item))
+        """Looks up the value range, and makes fresh, seeded copies of layers."""
+        tf = tensorflow()
+        values = (0.0, 1.0)
+        if any(map(_knows_range, self.items)):
+            values = value_range(split, self.declared)
+        steps = [
+            self._step(item, values, derive_seed(seed, i)) for i, item in enumerate(self.items)
+        ]
 
         def run(x: Any, key: Any) -> Any:
-            for step in steps:
-                x = step(x, key)
+            for i, step in enumerate(steps):
+                # One key for each, or two of them would draw the same numbers.
+                x = step(x, tf.random.experimental.stateless_fold_in(key, i) if i else key)
             return x
 
+        if all(map(_knows_range, self.items)):
+            # There is no control flow of TensorFlow's in it, and looking for some takes a while.
+            return tf.autograph.experimental.do_not_convert(run)
         return run
+
+    def _step(self, given: Any, values: ValueRange, seed: int) -> Callable[[Any, Any], Any]:
+        if isinstance(given, Strengths):
+            return lambda x, key: augment_images(x, key, given, values, self.fill_mode)
+        if isinstance(given, ImagePolicy):
+            return lambda x, key: given.apply(x, key, values, self.fill_mode)
+        if is_albumentations(given):
+            return Albumented(given, values)
+        item = object_to_tf_keras(given)
+        if isinstance(item, tf_keras().layers.Layer):
+            config = item.get_config()
+            if "seed" in config:
+                config["seed"] = derive_seed(seed, config["seed"])
+            copy = type(item).from_config(config)
+            if item.weights:
+                copy.build(item.weights[0].shape)
+                copy.set_weights(item.get_weights())
+            return _unseeded(functools.partial(copy, training=True))
+        return item if _takes_seed(item) else _unseeded(item)
+
+
+def _knows_range(item: Any) -> bool:
+    """Whether it goes by the value range, and draws from the seed that it is given alone."""
+    return isinstance(item, Strengths | ImagePolicy) or is_albumentations(item)
 
 
 def _unseeded(function: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
@@ -208,13 +228,21 @@ class Augment(RecipePass):
     ``(height, width, channels)`` in any value range; each is changed anew every time it is seen.
 
     Args:
-        policy: A preset, or a list of Keras preprocessing layers and functions to apply in
-            order. Functions take a batch of images, and ``seed`` (an int64 tensor of shape
-            ``(2,)``) if they want to be repeatable when called in parallel. Presets: ``"safe"``
-            (no flips; for digits, text and whatever has a left and right), ``"photo"`` (mild, with
-            left-right flips), ``"strong"``.
+        policy: One of these, or a list of them to apply in order:
+
+            - a preset: ``"safe"`` (no flips; for digits, text and whatever has a left and right),
+              ``"photo"`` (mild, with left-right flips), ``"strong"``;
+            - a learned policy: `RandAugment`, `AutoAugment`, `AugMix`, `RandomErasing`, or the word
+              for one with its defaults: ``"rand"``, ``"auto-cifar10"``, ``"auto-imagenet"``,
+              ``"augmix"``, ``"erase"``. They take grey or RGB images;
+            - a transform of albumentations, such as ``A.Compose([…])``, as it takes one image
+              (``optkit[albumentations]``);
+            - in a list, a Keras preprocessing layer, or a function of a batch of images, and of
+              ``seed`` (an int64 tensor of shape ``(2,)``) if it wants to be repeatable when called
+              in parallel.
         horizontal_flip: Whether to mirror left and right, half of the time. Here and below
-            ``None`` means as the preset has it.
+            ``None`` means as the preset has it, and not at all without a preset. What is given
+            besides a learned policy acts before it.
         vertical_flip: Whether to mirror top and bottom, half of the time.
         rotation: Largest rotation to either side, in degrees, 0 to 180.
         zoom: Largest zoom in or out, as a share of the size, in ``[0, 1)``.
@@ -234,13 +262,18 @@ class Augment(RecipePass):
         >>> result.report.rows[0].config["rotation"]
         15
 
+        A published policy behind the flips that it was searched with, then erasing:
+
+        >>> ok.Augment(["photo", ok.AutoAugment("cifar10"), "erase"])
+        Augment(policy=['photo', AutoAugment(policy='cifar10'), 'erase'])
+
     References:
         Shorten and Khoshgoftaar, "A survey on Image Data Augmentation for Deep Learning", 2019.
     """
 
     def __init__(
         self,
-        policy: str | Sequence[Any] = "safe",
+        policy: Any = "safe",
         *,
         horizontal_flip: bool | None = None,
         vertical_flip: bool | None = None,
@@ -253,7 +286,7 @@ class Augment(RecipePass):
         value_range: tuple[float, float] | None = None,
         fill_mode: str = "nearest",
     ):
-        self.policy = policy
+        self.policy = from_description(policy)
         self.horizontal_flip = horizontal_flip
         self.vertical_flip = vertical_flip
         self.rotation = rotation
@@ -284,25 +317,38 @@ class Augment(RecipePass):
             low, high = (_validate.number("value_range", item) for item in self.value_range)
             if low >= high:
                 raise PipelineError(f"`value_range` must rise. Received: {self.value_range}.")
-        if isinstance(self.policy, str):
-            _validate.one_of("policy", self.policy, tuple(PRESETS))
-            return
-        if not isinstance(self.policy, Sequence) or not self.policy:
-            raise ArgumentTypeError(
-                "`policy` must be the name of a preset or a list of layers and functions. "
-                f"Received: {self.policy!r}."
-            )
-        if given or self.value_range is not None:
+        if isinstance(self.policy, list | tuple):
+            self._check_list(given)
+        elif isinstance(self.policy, str) or not _knows_range(self.policy):
+            _known("policy", self.policy)
+
+    def _check_list(self, given: dict[str, Any]) -> None:
+        if not self.policy:
+            raise PipelineError("`policy` is an empty list. Name what is to be done.")
+        for i, item in enumerate(self.policy):
+            if isinstance(item, str) or not (_knows_range(item) or callable(item)):
+                _known(f"policy[{i}]", item)
+            elif isinstance(item, type):
+                raise ArgumentTypeError(
+                    f"`policy[{i}]` is the class {item.__name__}; give an object made of it."
+                )
+        unused = self.value_range is not None and not any(map(_knows_range, self._items()))
+        if given or unused:
             raise PipelineError(
                 f"A list of layers and functions says all by itself; it takes no "
-                f"{', '.join([*given, *(['value_range'] if self.value_range else [])])}."
+                f"{', '.join([*given, *(['value_range'] if unused else [])])}. Put a preset or "
+                "another `Augment` beside it."
             )
-        for i, item in enumerate(self.policy):
-            if not callable(item) or isinstance(item, type):
-                raise ArgumentTypeError(
-                    f"`policy[{i}]` must be a Keras layer or a function of a batch of images. "
-                    f"Received: {item!r} ({type(item).__name__})."
-                )
+
+    def _items(self) -> tuple[Any, ...]:
+        """What is done, in order, words looked up."""
+        if isinstance(self.policy, list | tuple):
+            return tuple(_looked_up(item) for item in self.policy)
+        found = _looked_up(self.policy)
+        if isinstance(found, Strengths):
+            return (Strengths(**{**vars(found), **self._given()}),)
+        given = self._given()
+        return (*((Strengths(**given),) if given else ()), found)
 
     def _given(self) -> dict[str, Any]:
         names = Strengths.__dataclass_fields__
@@ -319,26 +365,70 @@ class Augment(RecipePass):
                 "Augment treats images, one input of shape (batch, height, width, channels). The "
                 f"model's inputs: {shapes}. Leave it out."
             )
-        if isinstance(self.policy, str):
+        items, steps = self._items(), self._steps()
+        images = first_leaf(split.head(_TRIED)[0])
+        for item in items:
+            known = item.channels if isinstance(item, ImagePolicy) else ()
+            if known and images.shape[-1] not in known:
+                raise PipelineError(
+                    f"{type(item).__name__} takes grey images (1 channel) or RGB ones (3). "
+                    f"Received: {images.shape[-1]} channels. Use a preset, or `RandomErasing`."
+                )
+        if any(map(_knows_range, items)):
             value_range(split, self.value_range)
+        if all(isinstance(item, Strengths | ImagePolicy) for item in items):
             return
         tf = tensorflow()
-        images = tf.convert_to_tensor(first_leaf(split.head(2)[0]))
-        run = _Listed(tuple(self.policy)).prepare(split, 0)
         try:
-            out = run(images, tf.constant([0, 0], tf.int64))
+            for item in filter(
+                is_albumentations, items
+            ):  # here, as an error inside of a graph says
+                # little of what is wrong
+                values = value_range(split, self.value_range)
+                Albumented(item, values).changed(images, np.zeros(2, "int64"))
+            few = tf.convert_to_tensor(images[:2])
+            out = steps.prepare(split, 0)(few, tf.constant([0, 0], tf.int64))
         except Exception as error:
-            raise PipelineError(f"`policy` fails on a batch of two images: {error}") from error
-        if tuple(out.shape) != tuple(images.shape):
+            raise PipelineError(f"`policy` fails on some images: {error}") from error
+        if tuple(out.shape) != tuple(few.shape):
             raise PipelineError(
-                f"`policy` turns a batch of shape {tuple(images.shape)} into {tuple(out.shape)}; "
+                f"`policy` turns a batch of shape {tuple(few.shape)} into {tuple(out.shape)}; "
                 "augmentation must keep the shape that the model takes."
             )
 
     def amend(self, recipe: Recipe) -> Recipe:
         """Adds to ``augment``."""
-        if not isinstance(self.policy, str):
-            return recipe.amended(augment=_Listed(tuple(self.policy)))
-        strengths = Strengths(**{**vars(PRESETS[self.policy]), **self._given()})
+        return recipe.amended(augment=self._steps())
+
+    def _steps(self) -> _Steps:
         declared = tuple(self.value_range) if self.value_range is not None else None
-        return recipe.amended(augment=_Images(strengths, declared, self.fill_mode))
+        return _Steps(self._items(), declared, self.fill_mode)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments; policies as plain values, which a file can hold."""
+        return {**super().get_config(), "policy": to_description(self.policy)}
+
+    def __repr__(self) -> str:
+        shown = super().__repr__()
+        if isinstance(self.policy, ImagePolicy):  # its own repr is the call that makes it
+            shown = shown.replace(f"<{type(self.policy).__name__}>", repr(self.policy), 1)
+        return shown
+
+
+def _looked_up(item: Any) -> Any:
+    if not isinstance(item, str):
+        return item
+    return PRESETS.get(item) or POLICIES_BY_NAME[item]
+
+
+def _known(name: str, value: Any) -> None:
+    """Refuses what is no word for a policy."""
+    words = (*PRESETS, *POLICIES_BY_NAME)
+    if isinstance(value, str):
+        _validate.one_of(name, value, words)
+        return
+    raise ArgumentTypeError(
+        f"`{name}` must be one of {', '.join(map(repr, words))}, a policy such as "
+        "`ok.RandAugment()`, a transform of albumentations, or (in a list) a Keras layer or a "
+        f"function of a batch of images. Received: {value!r} ({type(value).__name__})."
+    )
