@@ -25,6 +25,8 @@ SAMPLE = [
     ("nested", "QuantizeINT8", "keras"),
     ("shared", "Prune", "keras"),
     ("shared", "Augment", "tf_keras"),
+    ("multi-label", "Rebalance", "keras"),
+    ("strings", "Rebalance", "tf_keras"),
     ("outputs", "LabelSmooth", "tf_keras"),
     ("outputs", "QuantizeINT8", "keras"),
     ("subclassed", "Prune", "keras"),

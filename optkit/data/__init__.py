@@ -5,7 +5,7 @@ all read the same way, and never hold in memory what did not come in memory.
 """
 
 from optkit.data.arrays import ArraySplit
-from optkit.data.class_weight import weigh_classes
+from optkit.data.class_weight import weigh_by_table, weigh_classes
 from optkit.data.given import Data
 from optkit.data.split import (
     SPLITS,
@@ -31,5 +31,6 @@ __all__ = [
     "first_leaf",
     "join_leaves",
     "map_leaves",
+    "weigh_by_table",
     "weigh_classes",
 ]

@@ -203,6 +203,33 @@ class ArraySplit(Split):
         )
         return self._view(self.name, kept), self._view("validation", held_out), how
 
+    def drawn(self, rows: np.ndarray, extra: tuple[Any, Any, Any] | None = None) -> ArraySplit:
+        """Some of the samples, as often as asked, and further ones.
+
+        Args:
+            rows: Positions among the samples, each as often as it shall be there.
+            extra: Inputs, targets and weights of samples that are not among them, in the form of
+                those that are; ``None`` for none. With them all samples are copied.
+        """
+        split = self._view(self.name, rows if self.index is None else self.index[rows])
+        if extra is None:
+            return split
+
+        def joined(parts: Any, further: Any) -> Any:
+            if isinstance(parts, dict):
+                return {name: joined(leaf, further[name]) for name, leaf in parts.items()}
+            return np.concatenate([parts[split.index], further])
+
+        weights = None if self.weights is None else joined(self.weights, extra[2])
+        return ArraySplit(
+            self.name,
+            joined(self.x, extra[0]),
+            joined(self.y, extra[1]),
+            self.inputs,
+            batch_size=self.batch_size,
+            weights=weights,
+        )
+
     def _view(self, name: str, index: np.ndarray) -> ArraySplit:
         return ArraySplit(
             name,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from optkit.data.split import BoundData
+from optkit.data.split import BoundData, Split
 from optkit.errors import DataError
 from optkit.metric import true_classes
 from optkit.runtime import tensorflow
 from optkit.task import Task
 
-__all__ = ["weigh_classes"]
+__all__ = ["weigh_by_table", "weigh_classes"]
 
 
 def weigh_classes(data: BoundData, task: Task) -> None:
@@ -31,11 +32,38 @@ def weigh_classes(data: BoundData, task: Task) -> None:
         return
     tables = {name: _table(name, task, given) for name, given in data.class_weight.items()}
 
+    data.train = weigh_by_table(
+        data.train,
+        tables,
+        lambda name, targets: true_classes(task.each[name], targets),
+        lambda name, targets: _class_numbers(task.each[name], targets),
+        f"class weights {sorted(data.class_weight.items())}",
+    )
+    data.notes.append(f"train: samples count by class weights, {_in_words(data.class_weight)}")
+
+
+def weigh_by_table(
+    split: Split,
+    tables: Mapping[str, np.ndarray],
+    of_arrays: Callable[[str, Any], Any],
+    of_tensors: Callable[[str, Any], Any],
+    reason: str,
+) -> Split:
+    """A split whose samples count, besides by their own weights, by those of their classes.
+
+    Args:
+        split: The split.
+        tables: The weight of each class number, by output (``""`` for the only one).
+        of_arrays: Function of an output and its targets to their class numbers.
+        of_tensors: The same of tensors.
+        reason: What the weights depend on besides, for the fingerprint.
+    """
+
     def by_arrays(y: Any, weights: Any) -> Any:
         def weigh(name: str, targets: Any, own: Any) -> Any:
             if name not in tables:
                 return np.ones(len(targets), np.float32) if own is None else own
-            found = tables[name][true_classes(task.each[name], targets)]
+            found = tables[name][of_arrays(name, targets)]
             return found if own is None else found * _aligned(own, found.ndim)
 
         return _by_output(y, weights, weigh)
@@ -47,15 +75,12 @@ def weigh_classes(data: BoundData, task: Task) -> None:
             own = None if own is None else tf.cast(own, tf.float32)
             if name not in tables:
                 return tf.ones(tf.shape(targets)[:1]) if own is None else own
-            found = tf.gather(tf.constant(tables[name]), _class_numbers(task.each[name], targets))
+            found = tf.gather(tf.constant(tables[name]), of_tensors(name, targets))
             return found if own is None else found * _aligned(own, found.shape.rank)
 
         return _by_output(y, weights, weigh)
 
-    data.train = data.train.reweighted(
-        by_arrays, by_tensors, f"class weights {sorted(data.class_weight.items())}"
-    )
-    data.notes.append(f"train: samples count by class weights, {_in_words(data.class_weight)}")
+    return split.reweighted(by_arrays, by_tensors, reason)
 
 
 def _table(name: str, task: Task, given: dict[int, float]) -> np.ndarray:

@@ -27,6 +27,10 @@ from optkit.runtime import derive_seed, tensorflow
 __all__ = ["StreamSplit", "call", "is_sequence", "number_of_batches"]
 
 
+#: Batches' worth of samples among which a drawn stream is mixed.
+_MIXED_BATCHES = 16
+
+
 class StreamSplit(Split):
     """A dataset, Sequence or generator: read anew for every pass, never held in memory."""
 
@@ -229,6 +233,56 @@ class StreamSplit(Split):
             )
 
         return part(self.name, False), part("validation", True), "by a hash of each sample"
+
+    def drawn(
+        self, wanted: Callable[[Any], Any], samples: int, seed: int, reason: str
+    ) -> StreamSplit:
+        """A stream in which samples come as often as asked, on average.
+
+        Samples of one shape are mixed over a few batches, so that those that come often do not all
+        come in one; others stay in the batch that they came in, which gets larger or smaller.
+
+        Args:
+            wanted: Function of the targets of a batch, as tensors, to how often each sample shall
+                come, shape ``(n,)``, at least 0.
+            samples: How many samples that makes in a pass.
+            seed: Seed of the draws.
+            reason: What the draws depend on, for the fingerprint.
+        """
+        tf = tensorflow()
+        size = self._first or self.batch_size
+        mixed = not any(_open_axes(spec.shape) for spec in self._specs())
+
+        def choose(number: Any, batch: Any) -> Any:
+            rates = tf.cast(wanted(batch[1]), tf.float32)
+            key = tf.stack([tf.constant(seed, tf.int64), number])
+            draws = tf.random.stateless_uniform(tf.shape(rates), key)
+            # On average this is the rate: it rounds up as often as its fraction says.
+            times = tf.cast(tf.floor(rates + draws), tf.int32)
+            rows = tf.repeat(tf.range(tf.size(rates)), times)
+            return tf.nest.map_structure(lambda leaf: tf.gather(leaf, rows), batch)
+
+        def read(order: int | None) -> Any:
+            # Endless, so that every pass draws anew; whoever reads takes as much as is a pass.
+            batches = self._read(order).repeat().enumerate()
+            chosen = batches.map(choose)
+            if not mixed:
+                return chosen.filter(lambda *batch: tf.size(_first(batch[1])) > 0)
+            mix = chosen.unbatch().shuffle(_MIXED_BATCHES * size, derive_seed(seed, "mix"))
+            return mix.batch(size)
+
+        split = StreamSplit(
+            self.name,
+            self.inputs,
+            read,
+            steps=-(-samples // size) if mixed else self.steps,
+            samples=None,
+            batch_size=self.batch_size,
+            fingerprint=None if self.fingerprint is None else f"{self.fingerprint}, {reason}",
+            weighted=self.weighted,
+        )
+        split._first = self._first
+        return split
 
     def _specs(self) -> list[Any]:
         """What the leaves of one sample's inputs and targets are."""

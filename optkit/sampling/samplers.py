@@ -1,0 +1,195 @@
+"""The strategies by name, as samplers of imbalanced-learn; and the user's own samplers."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from optkit.errors import ArgumentTypeError, PipelineError
+from optkit.runtime import derive_seed
+from optkit.sampling.classes import over_targets, under_targets
+
+__all__ = [
+    "STRATEGIES",
+    "Strategy",
+    "as_samplers",
+    "draws_at_random",
+    "knows_categories",
+    "makes_rows",
+    "seeded",
+]
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """What a strategy takes, and what it is at most.
+
+    Attributes:
+        over: Default of ``over_ratio``; ``None`` where nothing is added.
+        under: Default of ``under_ratio``; ``None`` where nothing is cut to a ratio.
+        neighbors: Default of ``k_neighbors``; ``None`` where rows are not compared.
+        cleans: Whether how many rows stay depends on the rows that were made.
+    """
+
+    over: float | None = None
+    under: float | None = None
+    neighbors: int | None = None
+    cleans: bool = False
+
+
+STRATEGIES = {
+    "class_weight": Strategy(),
+    "over": Strategy(over=1.0),
+    "under": Strategy(under=1.0),
+    "smote": Strategy(over=1.0, neighbors=5),
+    "borderline_smote": Strategy(over=1.0, neighbors=5),
+    "adasyn": Strategy(over=1.0, neighbors=5),
+    "svm_smote": Strategy(over=1.0, neighbors=5),
+    "kmeans_smote": Strategy(over=1.0, neighbors=2),
+    "smote_under": Strategy(over=0.5, under=1.0, neighbors=5),
+    "smote_tomek": Strategy(over=1.0, neighbors=5, cleans=True),
+    "smote_enn": Strategy(over=1.0, neighbors=5, cleans=True),
+}
+
+
+def as_samplers(
+    strategy: Any, over_ratio: float | None, under_ratio: float | None, k_neighbors: int | None
+) -> list[Any]:
+    """The samplers that a strategy stands for, in their order; those of the user's as they are.
+
+    Args:
+        strategy: A name in `STRATEGIES` but ``"class_weight"``, or what `Rebalance` takes besides.
+        over_ratio: To which share of the largest class smaller ones are raised.
+        under_ratio: Which share of the others the smallest class is to be.
+        k_neighbors: Neighbours between which rows are made.
+    """
+    if not isinstance(strategy, str):
+        return _steps(strategy)
+    from imblearn import combine, over_sampling, under_sampling
+
+    defaults = STRATEGIES[strategy]
+    over = _targets(over_targets, defaults.over if over_ratio is None else over_ratio)
+    under = _targets(under_targets, defaults.under if under_ratio is None else under_ratio)
+    k = defaults.neighbors if k_neighbors is None else k_neighbors
+    if strategy == "over":
+        return [over_sampling.RandomOverSampler(sampling_strategy=over)]
+    if strategy == "under":
+        return [under_sampling.RandomUnderSampler(sampling_strategy=under)]
+    kinds = {
+        "borderline_smote": over_sampling.BorderlineSMOTE,
+        "svm_smote": over_sampling.SVMSMOTE,
+        "kmeans_smote": over_sampling.KMeansSMOTE,
+    }
+    if strategy == "adasyn":
+        return [over_sampling.ADASYN(sampling_strategy=over, n_neighbors=k)]
+    made = kinds.get(strategy, over_sampling.SMOTE)(sampling_strategy=over, k_neighbors=k)
+    if strategy == "smote_tomek":
+        return [combine.SMOTETomek(sampling_strategy=over, smote=made)]
+    if strategy == "smote_enn":
+        return [combine.SMOTEENN(sampling_strategy=over, smote=made)]
+    if strategy == "smote_under":
+        return [made, under_sampling.RandomUnderSampler(sampling_strategy=under)]
+    return [made]
+
+
+def _targets(rule: Callable[..., dict[int, int]], ratio: float | None) -> Any:
+    """What imbalanced-learn takes as ``sampling_strategy``: a function of the targets."""
+    return None if ratio is None else functools.partial(_wanted, rule=rule, ratio=ratio)
+
+
+def _wanted(y: Any, *, rule: Callable[..., dict[int, int]], ratio: float) -> dict[int, int]:
+    numbers, counts = np.unique(y, return_counts=True)
+    return rule(dict(zip(numbers.tolist(), counts.tolist(), strict=True)), ratio)
+
+
+def _steps(strategy: Any) -> list[Any]:
+    """The samplers of a list, of a pipeline of imbalanced-learn, or the one given.
+
+    Raises:
+        ArgumentTypeError: If something there cannot resample.
+        PipelineError: If a pipeline changes features.
+    """
+    if isinstance(strategy, Sequence):
+        given = [(f"strategy[{i}]", item) for i, item in enumerate(strategy)]
+    elif hasattr(strategy, "steps") and not isinstance(strategy, type):
+        given = [(f"strategy.{name}", item) for name, item in strategy.steps]
+    else:
+        given = [("strategy", strategy)]
+    if not given:
+        raise ArgumentTypeError("`strategy` is an empty list. Give at least one sampler.")
+    found: list[Any] = []
+    for place, item in given:
+        if item is None or item == "passthrough":
+            continue
+        if isinstance(item, type):
+            raise ArgumentTypeError(
+                f"`{place}` is the class {item.__name__}. Give an object of it: "
+                f"`{item.__name__}()`."
+            )
+        if hasattr(item, "steps"):
+            found += _steps(item)
+        elif hasattr(item, "fit_resample"):
+            found.append(item)
+        elif hasattr(item, "transform"):
+            raise PipelineError(
+                f"`{place}` ({type(item).__name__}) changes features, and the model would be "
+                "trained on others than it is used on. Give samplers alone; what features need "
+                "belongs into the model, such as a `Normalization` layer."
+            )
+        else:
+            raise ArgumentTypeError(
+                f"`{place}` must be a sampler, with `fit_resample(X, y)`. Received: {item!r} (of "
+                f"type {type(item).__name__}). Strategies by name: {', '.join(STRATEGIES)}."
+            )
+    return found
+
+
+def seeded(sampler: Any, seed: int) -> Any:
+    """A copy of a sampler, in which every ``random_state`` that is ``None`` has a seed."""
+    from sklearn.base import clone
+
+    if not hasattr(sampler, "get_params"):
+        found = copy.deepcopy(sampler)
+        if getattr(found, "random_state", 0) is None:
+            found.random_state = derive_seed(seed, "random_state")
+        return found
+    found = clone(sampler)
+    open_ones = [
+        name
+        for name, value in found.get_params(deep=True).items()
+        if value is None and name.rpartition("__")[2] == "random_state"
+    ]
+    return found.set_params(**{name: derive_seed(seed, name) for name in open_ones})
+
+
+def draws_at_random(sampler: Any) -> bool:
+    """Whether it looks at no feature: any sample will do for it, also a text."""
+    from imblearn.over_sampling import RandomOverSampler
+    from imblearn.under_sampling import RandomUnderSampler
+
+    if isinstance(sampler, RandomOverSampler):
+        return sampler.shrinkage is None
+    return isinstance(sampler, RandomUnderSampler)
+
+
+def makes_rows(sampler: Any) -> bool:
+    """Whether it may make rows that were not there; of a class of the user's that is assumed."""
+    from imblearn.under_sampling import ClusterCentroids
+    from imblearn.under_sampling.base import BaseCleaningSampler, BaseUnderSampler
+
+    if isinstance(sampler, ClusterCentroids):
+        return True
+    picks = isinstance(sampler, BaseUnderSampler | BaseCleaningSampler)
+    return not picks and not draws_at_random(sampler)
+
+
+def knows_categories(sampler: Any) -> bool:
+    """Whether it takes a number for a name where it is told so."""
+    from imblearn.over_sampling import SMOTEN, SMOTENC
+
+    return isinstance(sampler, SMOTEN | SMOTENC)
