@@ -295,13 +295,27 @@ class Context:
         """A seed of its own for a purpose within this pass."""
         return derive_seed(self.seed, purpose)
 
+    def steps(self, recipe: Recipe) -> training.Steps:
+        """What an epoch of the next training consists of: batches, and updates of the weights.
+
+        The recipe may draw other samples than there are in ``train``, and let several batches make
+        one update; who plans by steps asks here.
+
+        Args:
+            recipe: The recipe that `fit` will be given.
+        """
+        if self.data.train is None:
+            raise DataError("Training needs a `train` split.")
+        seed = derive_seed(self.seed, "fit", self._trainings + 1)
+        return training.steps_of(training.sampled(self.data.train, recipe, seed), recipe)
+
     def fit(
         self,
         model: Any,
         recipe: Recipe,
         *,
         epochs: int,
-        learning_rate: float | None = None,
+        learning_rate: float | str | None = None,
         optimizer: Any = None,
         weight_decay: float | None = None,
         patience: int | None = None,
@@ -316,7 +330,9 @@ class Context:
             recipe: How to train.
             epochs: Epochs at most, at least 1.
             learning_rate: Peak learning rate; ``None`` for that of the compiled optimizer, else
-                0.001.
+                0.001. ``"auto"`` looks for one before the training begins, by the range test of
+                `find_learning_rate`, with everything that the recipe holds; weights and random
+                states are put back before the training begins.
             optimizer: A name or a tf_keras optimizer, of which a fresh copy is used; ``None`` for
                 the recipe's, else one of the compiled model's class, else AdamW.
             weight_decay: Decay of kernels; ``None`` for the optimizer's own setting.
@@ -363,4 +379,7 @@ class Context:
                     watcher.on_train_end()
             raise
         self.curves.append(history.curves)
+        if history.search is not None:
+            self.note(f"learning rate {history.search.suggestion:g}, found by a range test")
+            self.show(history.search.study)
         return history

@@ -8,13 +8,19 @@ from optkit.training.optimizers import (
     check_optimizer,
     initial_learning_rate,
 )
+from optkit.training.range_test import LearningRateSearch
+from optkit.training.steps import Steps, sampled, steps_of
 
 __all__ = [
     "DEFAULT_LEARNING_RATE",
     "History",
+    "LearningRateSearch",
+    "Steps",
     "check_compiled_optimizer",
     "check_learning_rate",
     "check_optimizer",
     "fit",
     "initial_learning_rate",
+    "sampled",
+    "steps_of",
 ]

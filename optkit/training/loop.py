@@ -16,10 +16,13 @@ from optkit.errors import DataError, OptkitError, PipelineError
 from optkit.metric import Metric
 from optkit.models import is_compiled
 from optkit.recipe import Recipe
-from optkit.runtime import derive_seed
+from optkit.runtime import derive_seed, tf_keras
 from optkit.task import Loss, Task, replaced_loss
-from optkit.training.optimizers import make_optimizer
+from optkit.training.optimizers import make_optimizer, peak_learning_rate
 from optkit.training.plan import METRIC, compile_arguments, plan_training
+from optkit.training.range_test import LearningRateSearch, range_test
+from optkit.training.schedules import final_rate
+from optkit.training.steps import sampled, steps_of
 from optkit.training.stream import training_batches
 from optkit.training.trainer import make_trainer
 from optkit.training.watch import Watch
@@ -33,16 +36,18 @@ class History:
 
     Attributes:
         curves: Figures by name (``"loss"``, ``"val_loss"``, ``"metric"``, ``"val_metric"``), one
-            value an epoch.
+            value an epoch; ``"learning_rate"`` is that of the epoch's last update.
         epochs: Epochs trained.
         best_epoch: Epoch whose weights were kept, from 1; the last one without early stopping.
         stopped_early: Whether patience ran out.
+        search: How the learning rate was found; ``None`` where it was given.
     """
 
     curves: dict[str, list[float]]
     epochs: int
     best_epoch: int
     stopped_early: bool
+    search: LearningRateSearch | None = None
 
 
 def fit(
@@ -57,7 +62,7 @@ def fit(
     constraints: Mapping[Any, Constraint],
     seed: int,
     epochs: int,
-    learning_rate: float | None = None,
+    learning_rate: float | str | None = None,
     optimizer: Any = None,
     weight_decay: float | None = None,
     patience: int | None = None,
@@ -72,8 +77,7 @@ def fit(
         raise DataError("Training needs a `train` split.")
     if recipe.loss is not None:
         loss = replaced_loss(recipe.loss, task, loss, "recipe")
-    if recipe.sample is not None:
-        split = recipe.sample(split, derive_seed(seed, "sample"))
+    split = sampled(split, recipe, seed)
     if recipe.mix is not None and split.weighted:
         raise PipelineError(
             "Samples that are mixed have no weights of their own, and the training data have "
@@ -82,14 +86,35 @@ def fit(
     plan = plan_training(task, metric, loss, soft=recipe.softens_targets)
     batches = training_batches(split, recipe, plan, seed)
     compiled = source.optimizer if is_compiled(source) else None
-    trainer = make_trainer(model, constraints, rate_factors or {}, by_name=bool(task.parts))
-    trainer.compile(
-        optimizer=make_optimizer(
-            (optimizer, recipe.optimizer, compiled), learning_rate, weight_decay
-        ),
-        loss=plan.loss.function,
-        **compile_arguments(plan, metric, source if split.weighted else None),
-    )
+    optimizers = (optimizer, recipe.optimizer, compiled)
+    steps = steps_of(split, recipe)
+
+    def trainer_at(rate: Any) -> Any:
+        trainer = make_trainer(model, constraints, rate_factors or {}, by_name=bool(task.parts))
+        trainer.compile(
+            optimizer=make_optimizer(optimizers, rate, weight_decay),
+            loss=plan.loss.function,
+            **compile_arguments(plan, metric, source if split.weighted else None),
+        )
+        return trainer
+
+    search = peak = None
+    if not isinstance(learning_rate, str):
+        peak = learning_rate
+    else:
+        search = range_test(
+            model,
+            trainer_at,
+            training_batches(split, recipe, plan, derive_seed(seed, "rates")),
+            accumulate=steps.accumulate,
+            seed=derive_seed(seed, "range test"),
+        )
+        peak = search.suggestion
+    rate: Any = peak
+    if recipe.schedule is not None:
+        peak = peak_learning_rate(optimizers, peak)
+        rate = recipe.schedule.rate(peak, epochs * steps.updates, steps.updates)
+    trainer = trainer_at(rate)
     # Where several outputs count alike, the loss of all weighs them against each other.
     watched = (METRIC, metric.sign())
     if len(metric.judged) == 1:
@@ -109,7 +134,12 @@ def fit(
         validation_data=validation,
         verbose=0,
         # The pass's own callbacks first: pruning must mask the weights before they are kept.
-        callbacks=[*callbacks, *(make() for make in recipe.callbacks), watch.callback()],
+        callbacks=[
+            _telling_rates(),
+            *callbacks,
+            *(make() for make in recipe.callbacks),
+            watch.callback(),
+        ],
     )
     if watch.diverged:
         raise OptkitError(
@@ -118,4 +148,15 @@ def fit(
         )
     curves = {name: [float(v) for v in values] for name, values in history.history.items()}
     trained = len(history.epoch)
-    return History(curves, trained, watch.best_epoch or trained, watch.stopped)
+    return History(curves, trained, watch.best_epoch or trained, watch.stopped, search)
+
+
+def _telling_rates() -> Any:
+    """Adds the learning rate of the last update to the figures of every epoch."""
+
+    class Telling(tf_keras().callbacks.Callback):  # type: ignore[misc]
+        def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+            if logs is not None:
+                logs["learning_rate"] = final_rate(self.model.optimizer)
+
+    return Telling()

@@ -18,6 +18,7 @@ __all__ = [
     "check_optimizer",
     "initial_learning_rate",
     "make_optimizer",
+    "peak_learning_rate",
 ]
 
 DEFAULT_LEARNING_RATE = 1e-3
@@ -77,12 +78,16 @@ def _optimizer_bases() -> tuple[type, ...]:
     return (keras.optimizers.Optimizer, keras.optimizers.legacy.Optimizer)
 
 
-def make_optimizer(
-    choices: Iterable[Any], learning_rate: float | None, weight_decay: float | None
-) -> Any:
-    """A fresh optimizer of the first kind given, with the settings that it came with."""
+def make_optimizer(choices: Iterable[Any], learning_rate: Any, weight_decay: float | None) -> Any:
+    """A fresh optimizer of the first kind given, with the settings that it came with.
+
+    Args:
+        choices: Optimizers, or names of some, of which the first that is not ``None`` counts.
+        learning_rate: A number or a Keras schedule; ``None`` for the optimizer's own.
+        weight_decay: Decay of kernels; ``None`` for the optimizer's own.
+    """
     keras = tf_keras()
-    chosen: Any = next((choice for choice in choices if choice is not None), "adamw")
+    chosen = _first(choices)
     named = isinstance(chosen, str)
     template: Any = keras.optimizers.get(chosen) if named else object_to_tf_keras(chosen)
     template = getattr(template, "inner_optimizer", template)  # inside a loss-scaling one
@@ -110,6 +115,35 @@ def make_optimizer(
         # Decay is for kernels; shrinking biases and scales only hurts.
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
+
+
+def _first(choices: Iterable[Any]) -> Any:
+    return next((choice for choice in choices if choice is not None), "adamw")
+
+
+def peak_learning_rate(choices: Iterable[Any], learning_rate: float | None) -> float:
+    """The rate that a schedule of the recipe is the shape of.
+
+    Args:
+        choices: As `make_optimizer` takes them.
+        learning_rate: What the pass asks for; ``None`` for the optimizer's own, of one with a
+            schedule the one it begins with.
+
+    Raises:
+        PipelineError: If that is 0, as where the optimizer's schedule begins with a warm-up.
+    """
+    if learning_rate is not None:
+        return learning_rate
+    chosen = _first(choices)
+    if isinstance(chosen, str):
+        return DEFAULT_LEARNING_RATE
+    rate = initial_learning_rate(object_to_tf_keras(chosen))
+    if not rate > 0:
+        raise PipelineError(
+            f"The recipe holds a learning-rate schedule, which needs a peak, and the optimizer's own "
+            f"schedule begins at {rate:g}. Give the training pass a `learning_rate`."
+        )
+    return rate
 
 
 def check_compiled_optimizer(model: Any) -> None:
