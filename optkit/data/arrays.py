@@ -137,8 +137,8 @@ class ArraySplit(Split):
             return tf.data.Dataset.from_tensor_slices(tensors).batch(self.batch_size)
         return self._gathered(tf.data.Dataset.range(self.samples).batch(self.batch_size), weighted)
 
-    def training_batches(self, seed: int, *, weighted: bool = False) -> Any:
-        """An endless ``tf.data.Dataset`` of batches, shuffled anew each epoch."""
+    def training_batches(self, seed: int, *, weighted: bool = False, first_epoch: int = 0) -> Any:
+        """An endless ``tf.data.Dataset`` of batches, shuffled anew each epoch; see `Split`."""
         tf = tensorflow()
 
         def epoch(number: Any) -> Any:
@@ -149,7 +149,7 @@ class ArraySplit(Split):
             )
             return tf.data.Dataset.from_tensor_slices(order).batch(self.batch_size)
 
-        return self._gathered(tf.data.Dataset.counter().flat_map(epoch), weighted)
+        return self._gathered(tf.data.Dataset.counter(first_epoch).flat_map(epoch), weighted)
 
     def _gathered(self, rows: Any, weighted: bool) -> Any:
         tf = tensorflow()

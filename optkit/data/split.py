@@ -170,7 +170,7 @@ class Split(abc.ABC):
         """
 
     @abc.abstractmethod
-    def training_batches(self, seed: int, *, weighted: bool = False) -> Any:
+    def training_batches(self, seed: int, *, weighted: bool = False, first_epoch: int = 0) -> Any:
         """An endless ``tf.data.Dataset`` of batches, ``steps`` of them an epoch.
 
         What came as arrays or as a Sequence is shuffled anew each epoch; a ``tf.data.Dataset`` or
@@ -179,6 +179,7 @@ class Split(abc.ABC):
         Args:
             seed: Seed of the order.
             weighted: Whether to give ``(x, y, weights)`` where samples have weights.
+            first_epoch: Epochs to leave out at the beginning, for a training that goes on.
         """
 
     @abc.abstractmethod

@@ -185,9 +185,12 @@ class StreamSplit(Split):
         """A ``tf.data.Dataset`` of the batches of one pass, in order."""
         return self._without_weights(self._read(None).take(self.steps), weighted)
 
-    def training_batches(self, seed: int, *, weighted: bool = False) -> Any:
+    def training_batches(self, seed: int, *, weighted: bool = False, first_epoch: int = 0) -> Any:
         """An endless ``tf.data.Dataset`` of batches; only Sequences are shuffled here."""
-        return self._without_weights(self._read(seed).repeat(), weighted)
+        batches = self._read(seed).repeat()
+        if first_epoch:  # they are read all the same: nothing else knows what comes behind them
+            batches = batches.skip(first_epoch * self.steps)
+        return self._without_weights(batches, weighted)
 
     def cut(self, share: float, seed: int, stratify: bool | str) -> tuple[Split, Split, str]:
         """A cut by the content of each sample, so that it holds in whatever order they come."""

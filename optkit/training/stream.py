@@ -12,10 +12,17 @@ from optkit.training.plan import Plan
 __all__ = ["training_batches"]
 
 
-def training_batches(split: Any, recipe: Recipe, plan: Plan, seed: int) -> Any:
-    """The training stream: augment, mix, smooth, in this order whatever the order of passes."""
+def training_batches(
+    split: Any, recipe: Recipe, plan: Plan, seed: int, *, first_epoch: int = 0
+) -> Any:
+    """The training stream: augment, mix, smooth, in this order whatever the order of passes.
+
+    Behind the first epochs it is what it would be had they been read.
+    """
     tf = tensorflow()
-    batches = split.training_batches(derive_seed(seed, "order"), weighted=True)
+    batches = split.training_batches(
+        derive_seed(seed, "order"), weighted=True, first_epoch=first_epoch
+    )
     augment = [
         item.prepare(split, derive_seed(seed, "augment", i))
         for i, item in enumerate(recipe.augment)
@@ -44,7 +51,7 @@ def training_batches(split: Any, recipe: Recipe, plan: Plan, seed: int) -> Any:
     # What draws from seeds of its own must be called in one order to be repeatable.
     stateless = all(getattr(item, "stateless", True) for item in recipe.augment)
     return (
-        batches.enumerate()
+        batches.enumerate(first_epoch * split.steps)
         .map(
             transform,
             num_parallel_calls=tf.data.AUTOTUNE if stateless else None,
