@@ -18,14 +18,16 @@ from optkit.models import is_compiled
 from optkit.recipe import Recipe
 from optkit.runtime import derive_seed, tf_keras
 from optkit.task import Loss, Task, replaced_loss
-from optkit.training.optimizers import make_optimizer, peak_learning_rate
+from optkit.training.optimizers import final_learning_rate, make_optimizer, peak_learning_rate
 from optkit.training.plan import METRIC, compile_arguments, plan_training
-from optkit.training.range_test import LearningRateSearch, range_test
-from optkit.training.schedules import final_rate
+from optkit.training.precision import with_loss_scaling
+from optkit.training.range_test import LearningRateSearch, RateRange, range_test
 from optkit.training.steps import sampled, steps_of
 from optkit.training.stream import training_batches
 from optkit.training.trainer import make_trainer
+from optkit.training.twin import working_twin
 from optkit.training.watch import Watch
+from optkit.training.xla import hindrance
 
 __all__ = ["History", "fit"]
 
@@ -41,6 +43,7 @@ class History:
         best_epoch: Epoch whose weights were kept, from 1; the last one without early stopping.
         stopped_early: Whether patience ran out.
         search: How the learning rate was found; ``None`` where it was given.
+        notes: What the reader of a report should know.
     """
 
     curves: dict[str, list[float]]
@@ -48,6 +51,7 @@ class History:
     best_epoch: int
     stopped_early: bool
     search: LearningRateSearch | None = None
+    notes: tuple[str, ...] = ()
 
 
 def fit(
@@ -69,9 +73,14 @@ def fit(
     settled_after: int = 0,
     rate_factors: Mapping[str, float] | None = None,
     callbacks: Sequence[Any] = (),
+    rates: RateRange | None = None,
     on_epoch: Callable[[int, int, dict[str, float]], None] | None = None,
 ) -> History:
-    """Trains a model in place. See `Context.fit` for the arguments that passes give."""
+    """Trains a model in place. See `Context.fit` for the arguments that passes give.
+
+    With ``learning_rate="auto"``, ``rates`` are those that are tried, and with no ``epochs``
+    nothing else is done.
+    """
     split = data.train
     if split is None:
         raise DataError("Training needs a `train` split.")
@@ -89,58 +98,75 @@ def fit(
     optimizers = (optimizer, recipe.optimizer, compiled)
     steps = steps_of(split, recipe)
 
-    def trainer_at(rate: Any) -> Any:
-        trainer = make_trainer(model, constraints, rate_factors or {}, by_name=bool(task.parts))
-        trainer.compile(
-            optimizer=make_optimizer(optimizers, rate, weight_decay),
-            loss=plan.loss.function,
-            **compile_arguments(plan, metric, source if split.weighted else None),
-        )
-        return trainer
+    hindered = hindrance(model) if recipe.jit else None
+    jit = bool(recipe.jit) and hindered is None
+    with working_twin(model, precision=recipe.precision, jit=jit) as working:
 
-    search = peak = None
-    if not isinstance(learning_rate, str):
-        peak = learning_rate
-    else:
-        search = range_test(
-            model,
-            trainer_at,
-            training_batches(split, recipe, plan, derive_seed(seed, "rates")),
-            accumulate=steps.accumulate,
-            seed=derive_seed(seed, "range test"),
+        def trainer_at(rate: Any) -> Any:
+            trainer = make_trainer(
+                working,
+                constraints,
+                rate_factors or {},
+                by_name=bool(task.parts),
+                accumulate=steps.accumulate,
+            )
+            trainer.compile(
+                optimizer=with_loss_scaling(
+                    make_optimizer(optimizers, rate, weight_decay), working
+                ),
+                loss=plan.loss.function,
+                jit_compile=jit,
+                **compile_arguments(plan, metric, source if split.weighted else None),
+            )
+            return trainer
+
+        search = peak = None
+        if not isinstance(learning_rate, str):
+            peak = learning_rate
+        else:
+            search = range_test(
+                working,
+                trainer_at,
+                training_batches(split, recipe, plan, derive_seed(seed, "rates")),
+                accumulate=steps.accumulate,
+                seed=derive_seed(seed, "range test"),
+                tried=rates or RateRange(),
+            )
+            if not epochs:
+                return History({}, 0, 0, False, search)
+            peak = search.suggestion
+        rate: Any = peak
+        if recipe.schedule is not None:
+            peak = peak_learning_rate(optimizers, peak)
+            rate = recipe.schedule.rate(peak, epochs * steps.updates, steps.updates)
+        trainer = trainer_at(rate)
+        # Where several outputs count alike, the loss of all weighs them against each other.
+        watched = (METRIC, metric.sign())
+        if len(metric.judged) == 1:
+            watched = (f"{metric.judged[0]}_{METRIC}", metric.parts[metric.judged[0]].sign())
+        watch = Watch(watched, patience, settled_after, on_epoch)
+        validation = None
+        if patience is not None:
+            if data.validation is None:
+                raise DataError("Early stopping needs a `validation` split.")
+            validation = data.validation.batches(weighted=True)
+            if plan.rows:
+                validation = validation.map(lambda x, y, *weights: (x, plan.dense(y), *weights))
+        history = trainer.fit(
+            batches,
+            epochs=epochs,
+            steps_per_epoch=split.steps,
+            validation_data=validation,
+            verbose=0,
+            # The pass's own callbacks first: pruning must mask the weights before they are kept.
+            callbacks=[
+                _telling_rates(),
+                *callbacks,
+                *(make() for make in recipe.callbacks),
+                watch.callback(),
+            ],
         )
-        peak = search.suggestion
-    rate: Any = peak
-    if recipe.schedule is not None:
-        peak = peak_learning_rate(optimizers, peak)
-        rate = recipe.schedule.rate(peak, epochs * steps.updates, steps.updates)
-    trainer = trainer_at(rate)
-    # Where several outputs count alike, the loss of all weighs them against each other.
-    watched = (METRIC, metric.sign())
-    if len(metric.judged) == 1:
-        watched = (f"{metric.judged[0]}_{METRIC}", metric.parts[metric.judged[0]].sign())
-    watch = Watch(watched, patience, settled_after, on_epoch)
-    validation = None
-    if patience is not None:
-        if data.validation is None:
-            raise DataError("Early stopping needs a `validation` split.")
-        validation = data.validation.batches(weighted=True)
-        if plan.rows:
-            validation = validation.map(lambda x, y, *weights: (x, plan.dense(y), *weights))
-    history = trainer.fit(
-        batches,
-        epochs=epochs,
-        steps_per_epoch=split.steps,
-        validation_data=validation,
-        verbose=0,
-        # The pass's own callbacks first: pruning must mask the weights before they are kept.
-        callbacks=[
-            _telling_rates(),
-            *callbacks,
-            *(make() for make in recipe.callbacks),
-            watch.callback(),
-        ],
-    )
+    hindered = hindered or trainer.not_compiled
     if watch.diverged:
         raise OptkitError(
             f"Training diverged: the loss was {watch.diverged[1]} in epoch {watch.diverged[0]}. "
@@ -148,7 +174,8 @@ def fit(
         )
     curves = {name: [float(v) for v in values] for name, values in history.history.items()}
     trained = len(history.epoch)
-    return History(curves, trained, watch.best_epoch or trained, watch.stopped, search)
+    notes = (f"trained without XLA: {hindered}",) if hindered else ()
+    return History(curves, trained, watch.best_epoch or trained, watch.stopped, search, notes)
 
 
 def _telling_rates() -> Any:
@@ -157,6 +184,6 @@ def _telling_rates() -> Any:
     class Telling(tf_keras().callbacks.Callback):  # type: ignore[misc]
         def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
             if logs is not None:
-                logs["learning_rate"] = final_rate(self.model.optimizer)
+                logs["learning_rate"] = final_learning_rate(self.model.optimizer)
 
     return Telling()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from optkit.constraint import Constraint
 from optkit.models import output_names, variables_by_path
 from optkit.runtime import tensorflow, tf_keras
+from optkit.training.accumulation import GradientWindow
+from optkit.training.steps import Steps
+from optkit.training.xla import is_compile_failure, reason_of
 
 __all__ = ["make_trainer"]
 
@@ -18,43 +21,145 @@ def make_trainer(
     rate_factors: Mapping[str, float],
     *,
     by_name: bool,
+    accumulate: int = 1,
 ) -> Any:
     """A model over the same layers, which does after every update what is not the optimizer's.
+
+    Compiled with ``jit_compile=True`` it goes on without XLA where that cannot compile its steps;
+    ``not_compiled`` then says why, and is ``None`` otherwise.
 
     Args:
         model: The model.
         constraints: What must be kept: weights are projected.
         rate_factors: By path of a variable, what its updates are multiplied by.
         by_name: Whether it gives a dict by output name, as the targets are one.
+        accumulate: Batches whose gradients make one update. The last update of an epoch takes what
+            is left.
     """
     adjust = _adjustment(model, constraints, rate_factors)
-    kind = tf_keras().Model if adjust is None else _adjusting(adjust)
     outputs = model.outputs
     if by_name:
         outputs = dict(zip(output_names(model), outputs, strict=True))
-    trainer = kind(model.inputs, outputs, name=model.name)
+    trainer = _trainer_class(adjust, accumulate)(model.inputs, outputs, name=model.name)
     if by_name:
         # Keras names losses and metrics by the layers otherwise, which may be other names.
         trainer.output_names = sorted(outputs)
     return trainer
 
 
-def _adjusting(adjust: Callable[[], None]) -> Any:
-    """The class of a model that adjusts its variables after every update, in the same graph."""
+def _trainer_class(adjust: Callable[[], None] | None, accumulate: int) -> Any:
+    """The class of a model that trains in steps of its own.
+
+    Steps that end an update and steps that do not are functions apart, between which Python
+    chooses: a condition in the graph would keep XLA, and strategies of distribution, from it.
+    """
 
     class Trainer(tf_keras().Model):  # type: ignore[misc]
+        not_compiled: str | None = None
+        train_function: Any
+        jit_compile: Any
+
+        def fit(self, *arguments: Any, steps_per_epoch: int, **keywords: Any) -> Any:
+            """Trains, each epoch so many batches."""
+            self._own = _Progress(Steps(steps_per_epoch, accumulate))
+            self.train_function = None  # what it was made for is over
+            return super().fit(*arguments, steps_per_epoch=steps_per_epoch, **keywords)
+
+        def train_step(self, data: Any) -> Any:
+            """One batch, as Keras has it, or as a part of an update."""
+            window = self._own.window
+            if window is None:
+                return super().train_step(data)
+            return window.step(self, data, applies=self._own.applies)
+
         def make_train_function(self, force: bool = False) -> Any:
-            step = super().make_train_function(force)
+            """The function that Keras calls for every batch, with its iterator."""
+            if self.train_function is None or force:
+                self._own.functions.clear()
+                if accumulate > 1:
+                    self._own.window = GradientWindow(self.trainable_variables)
+                self.train_function = self._train_on_next
+            return self.train_function
+
+        def _train_on_next(self, iterator: Any) -> Any:
+            own = self._own
+            own.applies = next(own.ends)
+            if own.applies not in own.functions:
+                function, logs = self._first(iterator)
+                own.functions[own.applies] = function
+                return logs
+            return own.functions[own.applies](iterator)
+
+        def _first(self, iterator: Any) -> tuple[Any, Any]:
+            """A function for such steps, and what it gave for the next batch."""
+            function = self._made()
+            if not self.jit_compile:
+                return function, function(iterator)
+            again = _repeating(iterator)
+            try:
+                return function, function(again())
+            except Exception as error:
+                if not is_compile_failure(error):
+                    raise
+                self.not_compiled = reason_of(error)
+            dispatch = self.train_function
+            self.jit_compile = False  # Keras forgets all functions with it
+            self._own.functions.clear()
+            self.train_function = dispatch
+            function = self._made()
+            return function, function(again())
+
+        def _made(self) -> Any:
+            """A compiled function of one step, for an update as it now stands."""
+            dispatch = self.train_function
+            step = super().make_train_function(force=True)
+            self.train_function = dispatch
+            if adjust is None or not self._own.applies:
+                return step
 
             def adjusted(iterator: Any) -> Any:
                 logs = step(iterator)
                 adjust()
                 return logs
 
-            self.train_function = tensorflow().function(adjusted)
-            return self.train_function
+            return tensorflow().function(adjusted)
 
     return Trainer
+
+
+class _Progress:
+    """Where a training stands, and what it runs.
+
+    Args:
+        steps: What an epoch consists of.
+    """
+
+    def __init__(self, steps: Steps):
+        self.ends = _ends(steps)
+        self.applies = True
+        self.window: GradientWindow | None = None
+        self.functions: dict[bool, Any] = {}
+
+
+def _ends(steps: Steps) -> Iterator[bool]:
+    """For every batch of a training, whether it is the last of an update."""
+    while True:
+        for batch in range(steps.batches):
+            yield steps.ends_update(batch)
+
+
+def _repeating(iterator: Any) -> Callable[[], Any]:
+    """A function that gives iterators with the next batch of one, the same each time.
+
+    One that is spread over devices has no such, and goes on with the batch behind it.
+    """
+    data = tensorflow().data
+    if not isinstance(iterator, data.Iterator):
+        return lambda: iterator
+    batch, spec = next(iterator), iterator.element_spec
+    # Of the very same signature, so that functions are compiled once.
+    once = data.Dataset.from_generator(lambda: iter([batch]), output_signature=spec)
+    return lambda: iter(once)
 
 
 def _adjustment(
