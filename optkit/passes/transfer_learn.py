@@ -3,65 +3,38 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from optkit import _validate
-from optkit.artifact import SavedModelArtifact, load_model
-from optkit.base import TrainPass
-from optkit.context import Context, Setting
-from optkit.errors import ArgumentTypeError, ModelError, PipelineError
-from optkit.images import ValueRange, value_range
-from optkit.models import (
-    check_treatable,
-    clone,
-    final_activation,
-    flat_copy,
-    is_batch_norm,
-    signature,
+from optkit.backbones import (
+    Backbone,
+    Transfer,
+    build_transfer,
+    check_preprocessing,
+    preprocessing_of,
 )
+from optkit.base import TrainPass
+from optkit.collapse import CollapseGuard, put_back, snapshot
+from optkit.context import Context, Setting
+from optkit.data import Split
+from optkit.errors import OptkitError
+from optkit.models import batch_norms
 from optkit.recipe import Recipe
-from optkit.runtime import tf_keras
-from optkit.task import Task
-from optkit.training import check_optimizer
-from optkit.translate import is_keras3, to_tf_keras
+from optkit.training import History, check_learning_rate, check_optimizer
+from optkit.unfreezing import (
+    Nearness,
+    blocks_of,
+    freeze,
+    layers_to_unfreeze,
+    measure_nearness,
+    rate_factors,
+    stages_of,
+    tunable,
+    unfreeze,
+)
 
 __all__ = ["TransferLearn", "preprocessing_of"]
-
-#: What the applications of Keras expect of pixels that come in as 0 to 255; families that are not
-#: listed have it built in.
-_PREPROCESSING = {
-    "tf": (
-        *("MobileNet", "Inception", "NASNet", "Xception"),
-        *("ResNet50V2", "ResNet101V2", "ResNet152V2"),
-    ),
-    "caffe": ("VGG", "ResNet50", "ResNet101", "ResNet152"),
-    "torch": ("DenseNet",),
-}
-_BUILT_IN = ("EfficientNet", "ConvNeXt", "MobileNetV3", "RegNet", "ResNetRS")
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
-_CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
-_FILE_SUFFIXES = (".keras", ".h5", ".hdf5")
-
-
-def preprocessing_of(application: str) -> str | None:
-    """The kind of preprocessing that an application of Keras expects; ``None`` if it is built in.
-
-    >>> preprocessing_of("MobileNetV2"), preprocessing_of("VGG16"), preprocessing_of("ResNet50V2")
-    ('tf', 'caffe', 'tf')
-    >>> preprocessing_of("MobileNetV3Small") is None
-    True
-    """
-    if application.startswith(_BUILT_IN):
-        return None
-    return next(
-        (kind for kind, names in _PREPROCESSING.items() if application.startswith(names)), None
-    )
 
 
 class TransferLearn(TrainPass):
@@ -74,30 +47,47 @@ class TransferLearn(TrainPass):
     model, so that the deployed file takes the same raw input as the model that came in. The result
     is one flat model; the layers that stage two left frozen stay frozen in later passes.
 
+    Where the first steps of stage two destroy what the model knew, it is stopped, the weights of
+    before are kept, and the row says so.
+
     Args:
         backbone: Name of a model in ``tf_keras.applications``, such as ``"MobileNetV2"``; the path of
             a saved model that `load_model` reads; a Keras model, of tf_keras or of Keras 3, built
-            with the functional API; or ``None`` for the model that comes in.
-            A classifier's last dense layer is cut off. A backbone that gives maps gets global
-            average pooling, one that gives vectors does not.
+            with the functional API; or ``None`` for the model that comes in. Of images, text, token
+            numbers or tables, as the data are.
+            A classifier's last dense layer is cut off. A backbone that gives maps or sequences gets
+            global average pooling, which leaves out what a mask leaves out; one that gives vectors
+            does not.
         epochs: Epochs of stage one, at least 1.
         fine_tune_epochs: Epochs of stage two; 0 leaves it out.
         unfreeze: Number of last layers with weights, batch normalization not counted, that stage
-            two trains; at least 1.
-        learning_rate: Learning rate of stage one, above 0.
-        fine_tune_learning_rate: Learning rate of stage two, above 0.
+            two trains, at least 1; or ``"auto"``: by the number of samples and by how near the task
+            is to the backbone's, which a linear model on its frozen features tells. See
+            `optkit.unfreezing.layers_to_unfreeze` for the rule.
+        learning_rate: Learning rate of stage one, above 0; ``"auto"`` finds one.
+        fine_tune_learning_rate: Learning rate of stage two, above 0; ``"auto"`` finds one.
         dropout: Dropout before the head's dense layer, in ``[0, 1)``.
         weights: For a name: ``"imagenet"`` (downloaded by Keras), a file of weights, or ``None``
             for random ones.
         preprocessing: What the backbone expects of pixels: ``"tf"`` (-1 to 1), ``"torch"``
             (ImageNet mean and deviation), ``"caffe"`` (blue first, mean subtracted), ``None`` for
-            the values as they come, or ``"auto"``: by name, else as they come.
+            the values as they come, or ``"auto"``: by name, else as they come. Where the first batch
+            normalization of the backbone remembers other values than it would be given, it is
+            refused before anything trains.
         input_size: Height and width to resize images to, also where the backbone was built for
             another size, as far as its layers allow; ``None`` for the backbone's own size if it has
-            one, else the data's, at least the smallest that the application allows.
+            one, else the data's, at least the smallest that the application allows, and of
+            ImageNet weights of a MobileNet the next size that they were trained at.
+        alpha: Width of a MobileNet given by name, 1 for the published size; ``None`` for that.
+        gradual: Whether stage two opens the layers from the last block downwards, block by block
+            over its epochs, instead of all at once. Each step of it is a training of its own.
+        discriminative: What a block's learning rate is of that of the block above it, above 0 and
+            at most 1; the head has the full rate. ``None`` for one rate. See
+            `optkit.unfreezing.blocks_of` for what a block is.
         optimizer: As in `FineTune`; ``None`` for the recipe's, else the compiled class, else AdamW.
         patience: Epochs of a stage without a better validation metric after which it stops, best
-            weights restored; ``None`` trains all epochs and keeps the last weights.
+            weights restored; a stage two without any better epoch is undone. ``None`` trains all
+            epochs and keeps the last weights.
 
     Example:
         >>> import optkit as ok
@@ -110,6 +100,9 @@ class TransferLearn(TrainPass):
 
     References:
         Yosinski et al., "How transferable are features in deep neural networks?", 2014.
+        Howard and Ruder, "Universal Language Model Fine-tuning for Text Classification", 2018.
+        Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform
+        Out-of-Distribution", 2022.
     """
 
     def __init__(
@@ -118,32 +111,38 @@ class TransferLearn(TrainPass):
         epochs: int = 5,
         *,
         fine_tune_epochs: int = 3,
-        unfreeze: int = 20,
-        learning_rate: float = 1e-3,
-        fine_tune_learning_rate: float = 1e-5,
+        unfreeze: int | str = "auto",
+        learning_rate: float | str = 1e-3,
+        fine_tune_learning_rate: float | str = 1e-5,
         dropout: float = 0.2,
         weights: str | os.PathLike[str] | None = "imagenet",
         preprocessing: str | None = "auto",
         input_size: int | None = None,
+        alpha: float | None = None,
+        gradual: bool = False,
+        discriminative: float | None = None,
         optimizer: Any = None,
         patience: int | None = 3,
     ):
-        _check_backbone(backbone)
+        self._backbone = Backbone(backbone, weights, preprocessing, input_size, alpha)
         _validate.integer("epochs", epochs, minimum=1)
         _validate.integer("fine_tune_epochs", fine_tune_epochs, minimum=0)
-        _validate.integer("unfreeze", unfreeze, minimum=1)
-        _validate.number("learning_rate", learning_rate, minimum=0, exclusive="min")
-        _validate.number(
-            "fine_tune_learning_rate", fine_tune_learning_rate, minimum=0, exclusive="min"
-        )
+        if isinstance(unfreeze, str):
+            _validate.one_of("unfreeze", unfreeze, ("auto",))
+        else:
+            _validate.integer("unfreeze", unfreeze, minimum=1)
+        check_learning_rate("learning_rate", learning_rate)
+        check_learning_rate("fine_tune_learning_rate", fine_tune_learning_rate)
         _validate.number("dropout", dropout, minimum=0, maximum=1, exclusive="max")
-        if weights is not None and not isinstance(weights, str | os.PathLike):
-            raise ArgumentTypeError(
-                f"`weights` must be 'imagenet', a file or None. Received: {weights!r}."
-            )
-        if preprocessing is not None:
-            _validate.one_of("preprocessing", preprocessing, ("auto", "tf", "torch", "caffe"))
-        _validate.optional(_validate.integer, "input_size", input_size, minimum=1)
+        _validate.boolean("gradual", gradual)
+        _validate.optional(
+            _validate.number,
+            "discriminative",
+            discriminative,
+            minimum=0,
+            maximum=1,
+            exclusive="min",
+        )
         check_optimizer("optimizer", optimizer)
         _validate.optional(_validate.integer, "patience", patience, minimum=1)
         self.backbone = backbone
@@ -156,6 +155,9 @@ class TransferLearn(TrainPass):
         self.weights = weights
         self.preprocessing = preprocessing
         self.input_size = input_size
+        self.alpha = alpha
+        self.gradual = gradual
+        self.discriminative = discriminative
         self.optimizer = optimizer
         self.patience = patience
 
@@ -171,338 +173,220 @@ class TransferLearn(TrainPass):
 
     def check(self, setting: Setting) -> Any:
         """Builds the model once, so that whatever cannot fit is said before anything trains."""
-        if setting.model is None:
+        if setting.model is None or setting.data.train is None:
             return None
-        built, body, _ = self._build(setting.model, setting.data.train, setting.task)
-        _freeze(body)
+        transfer = self._build(setting.model, setting.data.train, setting.task)
+        check_preprocessing(transfer, self._backbone, setting.data.train)
+        freeze(transfer.body)
         if self.fine_tune_epochs:
-            self._thaw(body)
-        return built
+            # As many as it may be: which of them, is known only once the features are there.
+            unfreeze(self._last(transfer, self._number(setting.data.train, transfer, "near")))
+        return transfer.model
 
     def train(self, model: Any, recipe: Recipe, context: Context) -> Any:
         """Builds the model and trains it in two stages."""
-        built, body, notes = self._build(model, context.data.train, context.task)
-        for note in notes:
+        split = context.data.train
+        if split is None:
+            raise OptkitError("TransferLearn needs a `train` split.")
+        transfer = self._build(model, split, context.task)
+        told = check_preprocessing(transfer, self._backbone, split)
+        for note in (*transfer.notes, *([told] if told else [])):
             context.note(note)
-        _freeze(body)
-        context.fit(
-            built,
+        freeze(transfer.body)
+        _note_batch_norms(transfer, context)
+        chosen, measured = self._choose(transfer, context)
+        guard = CollapseGuard(context.task, context.data.validation or split)
+        history = self._fit(transfer, recipe, context, self.epochs, self.learning_rate)
+        _note_head(guard.figure(transfer.model), measured, context)
+        if chosen:
+            self._fine_tune(transfer, chosen, recipe, context, guard=guard, before=history)
+        return transfer.model
+
+    def _build(self, model: Any, split: Split, task: Any) -> Transfer:
+        return build_transfer(model, self._backbone, split, task, dropout=self.dropout)
+
+    def _number(self, split: Split, transfer: Transfer, degree: str) -> int:
+        """How many layers to train, as given or by the rule."""
+        total = len(tunable(transfer.body))
+        if isinstance(self.unfreeze, str):
+            return layers_to_unfreeze(_count(split), degree, total)
+        return min(self.unfreeze, total)
+
+    def _last(self, transfer: Transfer, number: int) -> list[Any]:
+        layers = tunable(transfer.body)
+        return layers[len(layers) - number :]
+
+    def _choose(self, transfer: Transfer, context: Context) -> tuple[list[Any], Nearness | None]:
+        """The layers that stage two will train, and what was measured for that."""
+        split = context.data.train
+        if not self.fine_tune_epochs or split is None:
+            return [], None
+        measured = None
+        degree = "near"
+        if self.unfreeze == "auto":
+            measured = measure_nearness(
+                transfer.model,
+                transfer.features,
+                tunable(transfer.body),
+                split,
+                context.task,
+                seed=context.derive_seed("probe"),
+            )
+            degree = measured.degree
+        chosen = self._last(transfer, self._number(split, transfer, degree))
+        if measured is not None:
+            what = f"the last {_layers(len(chosen))}" if chosen else "the head alone"
+            context.note(
+                f"unfreeze='auto' chose {what}: {_count(split)} samples, and a task "
+                f"{_HOW_NEAR[degree]} the backbone's ({measured.reason})"
+            )
+        return chosen, measured
+
+    def _fit(
+        self,
+        transfer: Transfer,
+        recipe: Recipe,
+        context: Context,
+        epochs: int,
+        learning_rate: Any,
+        **settings: Any,
+    ) -> History:
+        return context.fit(
+            transfer.model,
             recipe,
-            epochs=self.epochs,
-            learning_rate=self.learning_rate,
+            epochs=epochs,
+            learning_rate=learning_rate,
             optimizer=self.optimizer,
             patience=self.patience,
+            **settings,
         )
-        if self.fine_tune_epochs:
-            thawed = self._thaw(body)
-            plural = "s" * (len(thawed) != 1)
-            context.note(f"stage two trained the last {len(thawed)} layer{plural} of the backbone")
-            context.fit(
-                built,
-                recipe,
-                epochs=self.fine_tune_epochs,
-                learning_rate=self.fine_tune_learning_rate,
-                optimizer=self.optimizer,
-                patience=self.patience,
-            )
-        return built
 
-    def _thaw(self, body: list[Any]) -> list[Any]:
-        """Makes the last layers of the backbone trainable, batch normalization left out."""
-        thawed = [layer for layer in body if layer.weights and not is_batch_norm(layer)]
-        for layer in thawed[-self.unfreeze :]:
-            layer.trainable = True
-        return thawed[-self.unfreeze :]
-
-    def _build(self, incoming: Any, split: Any, task: Task) -> tuple[Any, list[Any], list[str]]:
-        """The flat model with its new head, the layers of the backbone, and what to say of it."""
-        keras = tf_keras()
-        described = signature(incoming)
-        if len(described.outputs) != 1:
-            names = ", ".join(info.name for info in described.outputs)
-            raise PipelineError(
-                "TransferLearn puts one new head on a backbone, and the model has "
-                f"{len(described.outputs)} outputs ({names}). Leave it out, or make a model of one "
-                "output: `Model(model.inputs, model.outputs[0])`."
-            )
-        output = described.outputs[0].shape
-        if len(output) != 2:
-            raise PipelineError(
-                "TransferLearn predicts one vector a sample, and the model's output has shape "
-                f"{output}. Leave it out."
-            )
-        notes: list[str] = []
-        inputs = [
-            keras.Input(info.shape[1:], name=info.name, dtype=info.dtype)
-            for info in described.inputs
-        ]
-        if self.backbone is None:
-            features, body = flat_copy(incoming, inputs)
-            classifier = True
-        else:
-            if len(inputs) != 1:
-                raise PipelineError(
-                    f"A backbone takes one input, and the model has {len(inputs)}. Use "
-                    "`TransferLearn()` to transfer the model itself."
-                )
-            features, body, classifier = self._attach_backbone(inputs[0], split, notes)
-        if classifier:
-            features, cut = _before_classifier(features)
-            notes.append(f"cut off the classifier: {', '.join(cut)}")
-        kept = {layer.name for layer in keras.Model(inputs, features).layers}
-        outputs = self._head(features, task, incoming, kept)
-        # A clone, as the layers of the backbone still hang on the graph they came from, too.
-        built = clone(keras.Model(inputs, outputs, name=incoming.name))
-        return built, [built.get_layer(layer.name) for layer in body if layer.name in kept], notes
-
-    def _attach_backbone(
-        self, tensor: Any, split: Any, notes: list[str]
-    ) -> tuple[Any, list[Any], bool]:
-        backbone, kind = self._backbone_for(tuple(tensor.shape[1:]))
-        wanted = signature(backbone).inputs[0].shape[1:]
-        if len(wanted) == 3 and len(tensor.shape) == 4:
-            taken = {layer.name for layer in backbone.layers}
-            tensor = self._prepare_images(
-                tensor, wanted, kind, split=split, notes=notes, taken=taken
-            )
-        got = tuple(tensor.shape[1:])
-        same_rank = len(wanted) == len(got)
-        if self.input_size and same_rank:
-            wanted = (*got[:2], *wanted[2:])  # convolutions run at other sizes than built for
-        if not same_rank or any(
-            None not in (a, b) and a != b for a, b in zip(wanted, got, strict=True)
-        ):
-            raise PipelineError(
-                f"The backbone takes inputs of shape {wanted}, and the data have shape {got}."
-            )
-        try:
-            features, body = flat_copy(backbone, [tensor])
-        except ValueError as error:
-            raise PipelineError(
-                f"The backbone {backbone.name!r} does not run on inputs of shape {got}: {error}"
-            ) from error
-        classifier = final_activation(backbone) in ("softmax", "sigmoid")
-        return features, list(body), classifier
-
-    def _backbone_for(self, shape: tuple[int | None, ...]) -> tuple[Any, str | None]:
-        """The backbone model, and the preprocessing that belongs to it."""
-        chosen = None if self.preprocessing == "auto" else self.preprocessing
-        if _is_application(self.backbone):
-            if self.preprocessing == "auto":
-                chosen = preprocessing_of(self.backbone)
-            elif self.preprocessing is not None and preprocessing_of(self.backbone) is None:
-                raise PipelineError(
-                    f"{self.backbone} has its preprocessing built in. Leave `preprocessing` as it is."
-                )
-            return self._application(shape), chosen
-        if isinstance(self.backbone, str | os.PathLike):
-            model = _load_backbone(Path(self.backbone))
-        else:
-            model = self.backbone
-        if is_keras3(model):
-            model = to_tf_keras(model)
-        check_treatable(model)
-        for side, tensors in (("inputs", model.inputs), ("outputs", model.outputs)):
-            if len(tensors) != 1:
-                raise ModelError(
-                    f"The backbone {model.name!r} has {len(tensors)} {side}, not one. Make one of "
-                    "it that has: `Model(model.inputs[0], features)`."
-                )
-        return model, chosen
-
-    def _application(self, shape: tuple[int | None, ...]) -> Any:
-        keras = tf_keras()
-        make = getattr(keras.applications, self.backbone)
-        size = self.input_size or (shape[0] if len(shape) == 3 and shape[0] == shape[1] else None)
-        arguments: dict[str, Any] = {"include_top": False, "weights": self.weights}
-        if isinstance(self.weights, os.PathLike):
-            arguments["weights"] = os.fspath(self.weights)
-        file = arguments["weights"]
-        if file not in (None, "imagenet") and not Path(file).is_file():
-            raise ModelError(f"There is no file of weights {file!r}.")
-        try:
-            for side in (size, 32, 75, 224) if size is not None else (224,):
-                try:
-                    return make(input_shape=(side, side, 3), **arguments)
-                except ValueError as error:
-                    # Applications refuse images below a size of their own: take the next one up.
-                    if self.input_size or "at least" not in str(error) or side == 224:
-                        raise
-            raise AssertionError  # 224 either returned or raised
-        except Exception as error:
-            if self.weights == "imagenet":
-                advice = (
-                    "Its ImageNet weights could not be had by download. Pass a file: "
-                    f"`TransferLearn({self.backbone!r}, weights='…')` with the weights without the "
-                    "top, or a saved model as `backbone`."
-                )
-            else:
-                advice = "Check `weights` and `input_size`."
-            raise ModelError(f"{self.backbone} could not be built: {error} {advice}") from error
-
-    def _prepare_images(
+    def _fine_tune(
         self,
-        tensor: Any,
-        wanted: tuple[int | None, ...],
-        kind: str | None,
+        transfer: Transfer,
+        chosen: list[Any],
+        recipe: Recipe,
+        context: Context,
         *,
-        split: Any,
-        notes: list[str],
-        taken: set[str],
-    ) -> Any:
-        """Brings the user's raw images to what the backbone expects, inside the model."""
-        keras = tf_keras()
-        layers = keras.layers
-        built_in = _is_application(self.backbone) and preprocessing_of(self.backbone) is None
-        if tensor.dtype.name != "float32":
-            tensor = layers.Rescaling(1.0, name=_free("to_float", taken))(tensor)
-        if kind is not None or built_in:
-            values = value_range(split)
-            scale, offset = _rescaling(kind, values)
-            notes.append(
-                f"preprocessing built in: {kind or 'pixels to 0-255'}, from pixels "
-                f"{values[0]:g} to {values[1]:g}"
+        guard: CollapseGuard,
+        before: History,
+    ) -> None:
+        """Stage two: trains the chosen layers, at once or block by block, guarded."""
+        model = transfer.model
+        blocks = blocks_of(model, chosen)
+        stages = [(chosen, self.fine_tune_epochs)]
+        if self.gradual:
+            stages = stages_of(blocks, self.fine_tune_epochs)
+        opened: list[Any] = []
+        best = (_score(before, context), snapshot(model))
+        for layers, epochs in stages:
+            unfreeze(layers)
+            opened += layers
+            factors = rate_factors(model, blocks, self.discriminative or 1.0)
+            try:
+                history = self._fit(
+                    transfer,
+                    recipe,
+                    context,
+                    epochs,
+                    self.fine_tune_learning_rate,
+                    rate_factors=factors if self.discriminative else None,
+                    callbacks=[guard.callback()],
+                )
+            except OptkitError:
+                # A collapse often ends in a loss that is not finite; it was stopped before.
+                if guard.collapse is None:
+                    raise
+            if guard.collapse is not None:
+                guard.restore(model)
+                break
+            score = _score(history, context)
+            if score is None or best[0] is None or score > best[0]:
+                best = (score, snapshot(model))
+        context.note(self._told(opened, blocks, stages))
+        if guard.collapse is not None:
+            context.note(_told_of_collapse(guard, self.fine_tune_learning_rate))
+            unfreeze(chosen)  # what later passes may train does not depend on it
+        elif best[0] is not None and score is not None and score < best[0]:
+            put_back(model, best[1])
+            kept = "stage one" if best[0] == _score(before, context) else "an earlier step of it"
+            context.note(
+                f"stage two ended worse on `validation` than it had been: the weights of {kept} are "
+                "kept. Lower `fine_tune_learning_rate`, or leave it out with `fine_tune_epochs=0`"
             )
-        size = (self.input_size, self.input_size) if self.input_size else tuple(wanted[:2])
-        if None not in size and tuple(tensor.shape[1:3]) != size:
-            notes.append(f"images resized to {size[0]}x{size[1]}")
-            tensor = layers.Resizing(*size, name=_free("resize", taken))(tensor)
-        if wanted[2] == 3 and tensor.shape[3] == 1:
-            notes.append("gray images repeated to three channels")
-            tensor = layers.Concatenate(name=_free("to_colour", taken))([tensor, tensor, tensor])
-        if kind is not None or built_in:
-            tensor = _preprocess_layer(kind, scale, offset, _free("preprocess", taken))(tensor)
-        return tensor
 
-    def _head(self, features: Any, task: Task, incoming: Any, taken: set[str]) -> Any:
-        layers = tf_keras().layers
+    def _told(
+        self,
+        opened: Sequence[Any],
+        blocks: Sequence[Sequence[Any]],
+        stages: Sequence[tuple[Sequence[Any], int]],
+    ) -> str:
+        text = f"stage two trained the last {_layers(len(opened))} of the backbone"
+        if self.gradual:
+            steps = len(stages)
+            text += f", in {steps} step{'s' * (steps != 1)} from the last block downwards"
+        if self.discriminative:
+            last, first = self.discriminative, self.discriminative ** len(blocks)
+            text += (
+                f", {len(blocks)} block{'s' * (len(blocks) != 1)} at {last:g} of the head's learning "
+                f"rate in the last one to {first:.2g} of it in the first"
+            )
+        return text
 
-        rank = len(features.shape)
-        if rank > 2:
-            pooling = {
-                3: layers.GlobalAveragePooling1D,
-                4: layers.GlobalAveragePooling2D,
-                5: layers.GlobalAveragePooling3D,
-            }[rank]
-            features = pooling(name=_free("head_pooling", taken))(features)
-        features = layers.Dropout(self.dropout, name=_free("head_dropout", taken))(features)
-        activation = final_activation(incoming)
-        if activation not in ("softmax", "sigmoid") or task.kind == "regression":
-            activation = "linear"
-        return layers.Dense(task.outputs, activation=activation, name=_free("head", taken))(
-            features
+
+_HOW_NEAR = {"near": "near", "between": "neither near nor far from", "far": "far from"}
+
+
+def _layers(number: int) -> str:
+    return f"{number} layer{'s' * (number != 1)}"
+
+
+def _count(split: Split) -> int:
+    return split.samples if split.samples is not None else split.steps * split.batch_size
+
+
+def _note_batch_norms(transfer: Transfer, context: Context) -> None:
+    inside = {id(part) for layer in transfer.body for part in layer._flatten_layers()}
+    found = [layer for layer in batch_norms(transfer.model) if id(layer) in inside]
+    if found:
+        plural = "s stay" if len(found) != 1 else " stays"
+        context.note(
+            f"{len(found)} batch normalization{plural} in inference mode, in later passes too"
         )
 
 
-def _freeze(layers: list[Any]) -> None:
-    for layer in layers:
-        layer.trainable = False
-
-
-def _check_backbone(backbone: Any) -> None:
-    if backbone is None:
+def _note_head(
+    reached: tuple[float, float] | None, measured: Nearness | None, context: Context
+) -> None:
+    """Says where the head stayed far behind what a linear model made of the same features."""
+    if measured is None or measured.score is None or reached is None:
         return
-    if isinstance(backbone, str):
-        _validate.text("backbone", backbone)
-        path = Path(backbone)
-        if path.suffix in _FILE_SUFFIXES or _is_application(backbone) or path.is_dir():
-            return
-        raise PipelineError(
-            f"`backbone` {backbone!r} is neither a model in tf_keras.applications, such as "
-            "'MobileNetV2', nor a saved model (.keras, .h5, a SavedModel folder)."
-        )
-    if isinstance(backbone, os.PathLike):
-        return
-    loaded = [sys.modules[name] for name in ("tf_keras", "keras") if name in sys.modules]
-    if not any(isinstance(backbone, library.Model) for library in loaded):
-        raise ArgumentTypeError(
-            "`backbone` must be a name, a file, a Keras model, or None. "
-            f"Received: {type(backbone).__module__}.{type(backbone).__qualname__}."
+    figure, error = reached
+    if figure + 3 * error < measured.score:
+        context.note(
+            f"stage one's head gets {figure:.3f} of `validation` right, a linear model on the same "
+            f"features {measured.score:.3f} in cross-validation: train it for more `epochs`, or at "
+            "another `learning_rate`"
         )
 
 
-def _is_application(backbone: Any) -> bool:
-    if not isinstance(backbone, str) or not backbone.isidentifier():
-        return False
-    found = getattr(tf_keras().applications, backbone, None)
-    return callable(found)
+def _score(history: History, context: Context) -> tuple[float, float] | None:
+    """How good the weights are that a training kept, on validation; ``None`` if it did not look."""
+    curves, place = history.curves, history.best_epoch - 1
+    if "val_loss" not in curves:
+        return None
+    metric = curves.get("val_metric")
+    figure = context.metric.sign() * metric[place] if metric else 0.0
+    return figure, -curves["val_loss"][place]
 
 
-def _load_backbone(path: Path) -> Any:
-    model = load_model(path)
-    if isinstance(model, SavedModelArtifact):
-        raise ModelError(
-            f"{str(path)!r} holds a SavedModel that no Keras wrote: it can be run and converted, and "
-            "has no layers to put a head on. Give the model as Keras saved it."
-        )
-    return model
-
-
-def _rescaling(kind: str | None, values: ValueRange) -> tuple[Any, Any]:
-    """Scale and offset a channel from pixels in a range to what a backbone expects.
-
-    >>> _rescaling("tf", (0.0, 255.0)), _rescaling(None, (0.0, 1.0))
-    ((0.00784313725490196, -1.0), (255.0, 0.0))
-    """
-    low, high = values
-    unit, start = 1 / (high - low), (0 - low) / (high - low)  # to 0 … 1
-    if kind == "tf":
-        return 2 * unit, 2 * start - 1
-    if kind == "torch":
-        pairs = list(zip(_IMAGENET_MEAN, _IMAGENET_DEVIATION, strict=True))
-        return [unit / s for _, s in pairs], [(start - mean) / s for mean, s in pairs]
-    if kind == "caffe":
-        return [255 * unit] * 3, [255 * start - mean for mean in _CAFFE_MEAN_BGR]
-    return 255 * unit, 255 * start
-
-
-def _free(name: str, taken: set[str]) -> str:
-    """A name that no layer has yet: the backbone may be a result of this very pass."""
-    while name in taken:
-        name += "_new"
-    return name
-
-
-def _preprocess_layer(kind: str | None, scale: Any, offset: Any, name: str) -> Any:
-    layers = tf_keras().layers
-    if kind != "caffe":
-        return layers.Rescaling(scale, offset, name=name)
-    # Blue first: a fixed 1x1 convolution swaps, scales and shifts the channels at once, and, other
-    # than slicing, can be saved and quantized.
-    swap = layers.Conv2D(3, 1, name=name, trainable=False)
-    swap.build((None, None, None, 3))
-    swap.set_weights([np.fliplr(np.eye(3))[None, None] * np.array(scale), np.array(offset)])
-    return swap
-
-
-def _before_classifier(output: Any) -> tuple[Any, list[str]]:
-    """The tensor that the last dense layer takes, dropout before it left out, too."""
-    keras = tf_keras()
-    cut: list[str] = []
-    for layer, tensor in _chain(output):
-        if isinstance(layer, keras.layers.Dense):
-            cut.append(layer.name)
-            for before, features in _chain(tensor):
-                if not isinstance(before, keras.layers.Dropout):
-                    break
-                cut.append(before.name)
-                tensor = features
-            return tensor, cut
-        if layer.weights or isinstance(layer, keras.layers.InputLayer):
-            break
-        cut.append(layer.name)
-    raise ModelError(
-        "The model does not end in a dense layer that could be replaced by a new head. Pass what "
-        "comes before its head as `backbone`: `tf_keras.Model(model.inputs, features)`."
+def _told_of_collapse(guard: CollapseGuard, rate: Any) -> str:
+    advice = (
+        f"Try fine_tune_learning_rate={rate / 10:g}"
+        if not isinstance(rate, str)
+        else ("Give `fine_tune_learning_rate` a number, such as 1e-5")
     )
-
-
-def _chain(tensor: Any) -> Iterator[tuple[Any, Any]]:
-    """The layers from a tensor back to the input, each with the tensor it takes."""
-    while True:
-        node = tensor.node
-        before = node.keras_inputs
-        yield node.layer, before[0] if before else None
-        if len(before) != 1:
-            return
-        tensor = before[0]
+    return (
+        f"stage two was stopped: {guard.collapse}. The learning rate destroys what the backbone "
+        f"knows; the best weights from before are kept. {advice}"
+    )
