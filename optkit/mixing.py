@@ -253,7 +253,8 @@ class CutMixing:
             edges.append((tf.maximum(middle - half, 0.0), tf.minimum(middle + half, size)))
         (left, right), (top, bottom) = edges
         pasted = rectangles((height, width), (top, left), (bottom - top, right - left))
-        return pasted, 1 - (right - left) * (bottom - top) / (tall * wide)
+        stays = 1 - (right - left) * (bottom - top) / (tall * wide)
+        return pasted, stays
 
 
 def _pasted(images: Any, partners: Any, where: Any, of: Any = None) -> Any:

@@ -31,7 +31,7 @@ def is_albumentations(value: Any) -> bool:
 
 def _albumentations() -> Any:
     try:
-        import albumentations
+        import albumentations  # type: ignore[import-untyped, unused-ignore]
     except ImportError as error:
         raise PipelineError(
             "This needs albumentations, which is not installed. Install it with `pip install "
@@ -89,7 +89,7 @@ class Albumented:
         return (np.rint(out) if whole else out).astype(images.dtype)
 
     @staticmethod
-    def _checked(image: Any, given: np.ndarray) -> np.ndarray:
+    def _checked(image: Any, given: np.ndarray) -> Any:
         """An image as it must be: some transforms drop the axis of a single channel."""
         if not isinstance(image, np.ndarray):
             raise PipelineError(
@@ -104,16 +104,17 @@ class Albumented:
                 "augmentation must keep the shape that the model takes. Resize or crop back to it."
             )
         low, high = float(image.min()), float(image.max())
-        top = 255 if given.dtype == np.uint8 else 1
-        if image.dtype != given.dtype and given.dtype == np.uint8 and high <= 1 and low >= 0:
-            image, high = np.rint(image * 255.0), high * 255
-        if low < -0.01 * top or high > 1.01 * top:
+        top = 255.0 if given.dtype == np.uint8 else 1.0
+        # `ToFloat` makes 0 to 1 of bytes, as a last step that frameworks want; it is undone.
+        shrunk = top == 255 and image.dtype != given.dtype
+        reach = 1.0 if shrunk else top
+        if low < -0.01 * reach or high > 1.01 * reach:
             raise PipelineError(
-                f"The transform gives values from {low:g} to {high:g}, and was given {given.dtype} "
-                f"from 0 to {top}. Leave out what normalizes, such as `Normalize`: the model's "
-                "preprocessing does it."
+                f"The transform gives {image.dtype} from {low:g} to {high:g}, and was given "
+                f"{given.dtype} from 0 to {top:g}. Leave out what normalizes, such as `Normalize`: "
+                "the model's preprocessing does it."
             )
-        return image
+        return np.rint(image * 255.0) if shrunk else image
 
 
 def plain_transform(transform: Any) -> dict[str, Any] | None:
@@ -122,14 +123,24 @@ def plain_transform(transform: Any) -> dict[str, Any] | None:
     That is so for functions (`Lambda`) and for classes that are not albumentations' own.
     """
     try:
-        stored: dict[str, Any] = _albumentations().to_dict(transform)
+        library = _albumentations()
+        stored: dict[str, Any] = library.to_dict(transform)
+        if not _own(stored):
+            return None
+        # Reading it back makes, say, 0.0 of 0: once, and then no more.
+        stored = library.to_dict(library.from_dict(stored))
     except Exception:  # it raises whatever a transform's own serialization does
         return None
-    own = all(
-        "." not in str(part.get("__class_fullname__", "")) and "__lambda_name__" not in part
+    plain: dict[str, Any] = _without_tuples(stored)
+    return plain
+
+
+def _own(stored: dict[str, Any]) -> bool:
+    """Whether a stored transform is made of albumentations' own classes, and of no functions."""
+    return all(
+        "." not in str(part.get("__class_fullname__", "")) and "__name__" not in part
         for part in _parts(stored["transform"])
     )
-    return _without_tuples(stored) if own else None
 
 
 def _parts(stored: dict[str, Any]) -> list[dict[str, Any]]:
@@ -155,7 +166,7 @@ def transform_from_plain(stored: dict[str, Any]) -> Any:
         PipelineError: If albumentations is missing, or refuses it.
     """
     library = _albumentations()
-    if any("." in str(part.get("__class_fullname__", "")) for part in _parts(stored["transform"])):
+    if not _own(stored):
         raise PipelineError("A stored transform may only name classes of albumentations' own.")
     try:
         return library.from_dict(stored)

@@ -182,7 +182,7 @@ class _Steps:
 
         if all(map(_knows_range, self.items)):
             # There is no control flow of TensorFlow's in it, and looking for some takes a while.
-            return tf.autograph.experimental.do_not_convert(run)
+            run = tf.autograph.experimental.do_not_convert(run)
         return run
 
     def _step(self, given: Any, values: ValueRange, seed: int) -> Callable[[Any, Any], Any]:
