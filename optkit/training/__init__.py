@@ -6,20 +6,23 @@ from optkit.training.optimizers import (
     check_compiled_optimizer,
     check_learning_rate,
     check_optimizer,
+    follows_schedule,
     initial_learning_rate,
 )
-from optkit.training.range_test import LearningRateSearch
+from optkit.training.range_test import LearningRateSearch, RateRange
 from optkit.training.steps import Steps, sampled, steps_of
 
 __all__ = [
     "DEFAULT_LEARNING_RATE",
     "History",
     "LearningRateSearch",
+    "RateRange",
     "Steps",
     "check_compiled_optimizer",
     "check_learning_rate",
     "check_optimizer",
     "fit",
+    "follows_schedule",
     "initial_learning_rate",
     "sampled",
     "steps_of",

@@ -16,6 +16,8 @@ __all__ = [
     "check_compiled_optimizer",
     "check_learning_rate",
     "check_optimizer",
+    "final_learning_rate",
+    "follows_schedule",
     "initial_learning_rate",
     "make_optimizer",
     "peak_learning_rate",
@@ -158,10 +160,31 @@ def check_compiled_optimizer(model: Any) -> None:
 
 def initial_learning_rate(optimizer: Any) -> float:
     """The learning rate of an optimizer; of a schedule, the one it begins with."""
-    plain = getattr(optimizer, "inner_optimizer", optimizer)  # inside a loss-scaling one
-    rate = getattr(plain, "_learning_rate", None)
-    if rate is None:  # a legacy optimizer
-        rate = plain.learning_rate
-    if isinstance(rate, tf_keras().optimizers.schedules.LearningRateSchedule):
+    rate = _rate_of(optimizer)
+    if _is_schedule(rate):
         rate = rate(0)
     return float(rate)
+
+
+def final_learning_rate(optimizer: Any) -> float:
+    """The learning rate that the last update of a tf_keras optimizer was made with."""
+    rate = _rate_of(optimizer)
+    if _is_schedule(rate):
+        rate = rate(max(0, int(optimizer.iterations) - 1))
+    return float(rate)
+
+
+def follows_schedule(optimizer: Any) -> bool:
+    """Whether the learning rate of an optimizer, of Keras 2 or 3, is a schedule."""
+    return _is_schedule(_rate_of(object_to_tf_keras(optimizer)))
+
+
+def _rate_of(optimizer: Any) -> Any:
+    """The rate of a tf_keras optimizer, or its schedule."""
+    plain = getattr(optimizer, "inner_optimizer", optimizer)  # inside a loss-scaling one
+    rate = getattr(plain, "_learning_rate", None)
+    return plain.learning_rate if rate is None else rate  # a legacy one has no other
+
+
+def _is_schedule(rate: Any) -> bool:
+    return isinstance(rate, tf_keras().optimizers.schedules.LearningRateSchedule)

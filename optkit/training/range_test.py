@@ -6,8 +6,8 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -19,15 +19,37 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
 
-__all__ = ["HIGH", "LOW", "UPDATES", "LearningRateSearch", "range_test", "smoothed"]
-
-LOW, HIGH, UPDATES = 1e-6, 10.0, 100
+__all__ = ["LearningRateSearch", "RateRange", "range_test", "smoothed"]
 
 _WIDTH = 2.0  # of the smoothing, in updates
 _SHARE = 0.1  # of the rate at which the loss is lowest
 _FEWEST = 10  # losses without which nothing can be told
 _SETTLING = 5  # first losses, which say where the loss began
 _RISE = 1.0  # how much of the first loss may be added before the search stops
+
+
+@dataclass(frozen=True)
+class RateRange:
+    """The learning rates that a range test tries.
+
+    Attributes:
+        low: The rate to begin with.
+        high: The rate to end with.
+        updates: Number of rates, at least 2, each higher than the one before by the same factor.
+    """
+
+    low: float = 1e-6
+    high: float = 10.0
+    updates: int = 100
+
+    @property
+    def rates(self) -> list[float]:
+        """The rates.
+
+        >>> [round(rate, 3) for rate in RateRange(0.01, 1.0, 3).rates]
+        [0.01, 0.1, 1.0]
+        """
+        return [float(rate) for rate in np.geomspace(self.low, self.high, self.updates)]
 
 
 @dataclass(frozen=True)
@@ -39,7 +61,6 @@ class LearningRateSearch:
         losses: For each the loss of the next batch, after an update with that rate.
         smoothed: The losses with the noise of single batches averaged out.
         edge: The highest rate at which the smoothed loss is still as low as the lowest.
-        steepest: The rate at which the smoothed loss falls fastest, for those who prefer that rule.
         suggestion: The rate to train with: a tenth of ``edge``.
         diverged: Whether the loss ran away and the test stopped there.
         notes: What the reader should know.
@@ -49,14 +70,12 @@ class LearningRateSearch:
     losses: tuple[float, ...]
     smoothed: tuple[float, ...]
     edge: float
-    steepest: float
     suggestion: float
     diverged: bool
     notes: tuple[str, ...] = ()
-    _title: str = field(default="Learning rates tried", repr=False)
 
     @classmethod
-    def of(cls, rates: Sequence[float], losses: Sequence[float], *, diverged: bool) -> Any:
+    def of(cls, rates: Sequence[float], losses: Sequence[float], *, diverged: bool) -> Self:
         """Judges the losses of a range test.
 
         The lowest loss lies where rates begin to be too high, as every update before has lowered
@@ -77,8 +96,7 @@ class LearningRateSearch:
         if len(losses) < _FEWEST:
             raise OptkitError(
                 f"The range test of learning rates came to {len(losses)} updates before the loss "
-                f"ran away, at a rate of {rates[-1] if len(rates) else LOW:.1e}. Look for extreme "
-                "values in the inputs, or give a learning rate."
+                "ran away. Look for extreme values in the inputs, or give a learning rate."
             )
         raw = np.asarray(losses, np.float64)
         curve = smoothed(raw)
@@ -96,13 +114,11 @@ class LearningRateSearch:
             notes.append("the loss had not risen yet at the highest rate that was tried")
         if curve[0] - curve[: edge + 1].min() <= 2 * noise:
             notes.append("the loss did not fall: the rate is one that does not harm the model")
-        slopes = np.gradient(curve[: max(edge + 1, 2)])
         return cls(
             tuple(float(rate) for rate in rates),
             tuple(float(loss) for loss in raw),
             tuple(float(loss) for loss in curve),
             edge=float(rates[edge]),
-            steepest=float(rates[int(np.argmin(slopes))]),
             suggestion=float(f"{_SHARE * rates[edge]:.2g}"),
             diverged=diverged,
             notes=tuple(notes),
@@ -121,7 +137,7 @@ class LearningRateSearch:
         figures = (*self.losses, *self.smoothed)
         wide = min(figures) > 0 and max(figures) > 30 * min(figures)
         return Study(
-            self._title,
+            "Learning rates tried",
             ("rate", "log10 of rate", "loss", "smoothed loss", "suggested"),
             rows,
             notes=(f"suggested learning rate: {self.suggestion:g}", *self.notes),
@@ -189,9 +205,7 @@ def range_test(
     *,
     accumulate: int,
     seed: int,
-    low: float = LOW,
-    high: float = HIGH,
-    updates: int = UPDATES,
+    tried: RateRange,
 ) -> LearningRateSearch:
     """Trains over rising rates and looks at the loss; everything is put back at the end.
 
@@ -201,28 +215,24 @@ def range_test(
         batches: The training stream, endless.
         accumulate: Batches whose gradients make one update.
         seed: Seed of what is random in training.
-        low: The rate to begin with.
-        high: The rate to end with.
-        updates: Number of rates.
+        tried: The rates.
 
     Raises:
         OptkitError: If the loss runs away at once.
     """
     schedule = tf_keras().optimizers.schedules.ExponentialDecay(
-        low, max(1, updates - 1), high / low
+        tried.low, tried.updates - 1, tried.high / tried.low
     )
     watch = _Losses(accumulate)
     with isolated(seed), _put_back(model):
         trainer = make_trainer(schedule)
-        steps = (updates + 1) * accumulate
+        steps = (tried.updates + 1) * accumulate
         trainer.fit(
             batches, epochs=1, steps_per_epoch=steps, verbose=0, callbacks=[watch.callback()]
         )
     # The loss of a batch tells what the update before it did.
     losses = watch.losses[1:]
-    ratio = (high / low) ** (1 / max(1, updates - 1))
-    rates = [low * ratio**i for i in range(len(losses))]
-    return LearningRateSearch.of(rates, losses, diverged=watch.diverged)  # type: ignore[no-any-return]
+    return LearningRateSearch.of(tried.rates[: len(losses)], losses, diverged=watch.diverged)
 
 
 class _Losses:

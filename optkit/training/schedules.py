@@ -11,7 +11,7 @@ from typing import Any
 
 from optkit.runtime import tensorflow, tf_keras
 
-__all__ = ["cosine", "cycles", "final_rate", "linear", "sequence"]
+__all__ = ["cosine", "cycles", "linear", "sequence"]
 
 
 def linear(begin: float, end: float, updates: int) -> Any:
@@ -64,17 +64,6 @@ def cycles(schedule: Any, updates: int) -> Any:
     """
     tf = tensorflow()
     return _schedule(lambda step: schedule(tf.math.floormod(step, float(updates))), "cycles")
-
-
-def final_rate(optimizer: Any) -> float:
-    """The learning rate that the last update of an optimizer was made with."""
-    plain = getattr(optimizer, "inner_optimizer", optimizer)  # inside a loss-scaling one
-    rate = getattr(plain, "_learning_rate", None)
-    if rate is None:  # a legacy optimizer
-        rate = plain._get_hyper("learning_rate")
-    if isinstance(rate, tf_keras().optimizers.schedules.LearningRateSchedule):
-        rate = rate(max(0, int(plain.iterations) - 1))
-    return float(rate)
 
 
 def _schedule(rate: Callable[[Any], Any], name: str) -> Any:
