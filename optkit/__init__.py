@@ -48,10 +48,13 @@ if TYPE_CHECKING:
     from optkit.layerwise import Sensitivity as Sensitivity
     from optkit.layerwise import sensitivity as sensitivity
     from optkit.learned import LearnedRanges as LearnedRanges
+    from optkit.learning_rate import LearningRateSearch as LearningRateSearch
+    from optkit.learning_rate import find_learning_rate as find_learning_rate
     from optkit.measuring import Device as Device
     from optkit.measuring import Measure as Measure
     from optkit.measuring import Measurement as Measurement
     from optkit.measuring import measure as measure
+    from optkit.passes.audit_data import AuditData as AuditData
     from optkit.passes.augment import Augment as Augment
     from optkit.passes.augment_text import AugmentText as AugmentText
     from optkit.passes.bn_reestimate import BNReestimate as BNReestimate
@@ -59,6 +62,7 @@ if TYPE_CHECKING:
     from optkit.passes.fine_tune import FineTune as FineTune
     from optkit.passes.first_that_meets import FirstThatMeets as FirstThatMeets
     from optkit.passes.label_smooth import LabelSmooth as LabelSmooth
+    from optkit.passes.lr_schedule import LRSchedule as LRSchedule
     from optkit.passes.mix_up import MixUp as MixUp
     from optkit.passes.prune import Prune as Prune
     from optkit.passes.quantize_aware import QuantizeAware as QuantizeAware
@@ -87,6 +91,7 @@ _HOME = {
     "Ablation": "ablation",
     "Artifact": "artifact",
     "ArgumentTypeError": "errors",
+    "AuditData": "passes.audit_data",
     "Augment": "passes.augment",
     "AugmentText": "passes.augment_text",
     "AugMix": "imaging",
@@ -109,9 +114,11 @@ _HOME = {
     "InspectPass": "base",
     "KeepZeros": "constraint",
     "KerasArtifact": "artifact",
+    "LRSchedule": "passes.lr_schedule",
     "LabelSmooth": "passes.label_smooth",
     "LayerSensitivity": "layerwise",
     "LearnedRanges": "learned",
+    "LearningRateSearch": "learning_rate",
     "Measure": "measuring",
     "Measurement": "measuring",
     "MixUp": "passes.mix_up",
@@ -148,6 +155,7 @@ _HOME = {
     "TFLiteArtifact": "artifact",
     "TrainPass": "base",
     "TransferLearn": "passes.transfer_learn",
+    "find_learning_rate": "learning_rate",
     "load": "artifact",
     "load_model": "artifact",
     "measure": "measuring",

@@ -37,6 +37,7 @@ PASSES: dict[str, Callable[[], list[ok.Pass]]] = {
             [ok.Prune(0.5, epochs=1), ok.Prune(0.3, epochs=1)], ok.Goals(max_size_mb=1e-6)
         )
     ],
+    "LRSchedule": lambda: [ok.LRSchedule("cosine", warmup=0.1), ok.FineTune(epochs=1)],
     "LabelSmooth": lambda: [ok.LabelSmooth(0.1), ok.FineTune(epochs=1)],
     "MixUp": lambda: [ok.MixUp(), ok.FineTune(epochs=1)],
     "Prune": lambda: [ok.Prune(0.5, epochs=2)],

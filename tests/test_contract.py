@@ -20,6 +20,7 @@ TINY = [
         [ok.QuantizeINT8(20), ok.QuantizeINT8(20, io="float32")],
         ok.Goals(max_size_mb=1e-6, max_accuracy_drop=0.5),
     ),
+    ok.LRSchedule("cosine", warmup=0.2, end=0.1),
     ok.LabelSmooth("auto"),
     ok.MixUp(0.4, probability=0.8),
     ok.Prune(0.6, epochs=1, exclude=("classes",)),

@@ -43,6 +43,7 @@ ORDER = [
     "trial",
     "looks",
     "study",
+    "audit",
     "report",
     "advice",
     "progress",
