@@ -243,7 +243,8 @@ class _ModelPass(Pass):
                 "what was learned for quantization is dropped: it belongs to the weights before "
                 "this pass. Put the pass before that training"
             )
-        return State(KerasArtifact(model), state.recipe, kept, context.newly_learned)
+        jit = isinstance(state.artifact, KerasArtifact) and state.artifact.jit
+        return State(KerasArtifact(model, jit=jit), state.recipe, kept, context.newly_learned)
 
     def _kept(self, model: Any, context: Context) -> dict[tuple[str, str], Constraint]:
         """The constraints that hold on the new model; the others are dropped or an error."""

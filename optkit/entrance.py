@@ -69,7 +69,7 @@ class Admitted:
     def hold(self, artifact: Artifact) -> Artifact:
         """Has an artifact that a pass made be saved as what it will be handed out as."""
         if self.keras == 3 and type(artifact) is KerasArtifact:
-            return TreatedArtifact(artifact.treated().model)
+            return TreatedArtifact(artifact.treated().model, jit=artifact.jit)
         return artifact
 
     def finished(self, artifact: Artifact) -> Artifact:

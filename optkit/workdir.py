@@ -41,7 +41,8 @@ __all__ = ["HistoryEntry", "Run", "Stage", "StoredStage", "Workdir", "stage_key"
 _LOG = logging.getLogger("optkit")
 _FORMAT = 1
 _RUN, _LOCK, _STAGES, _REPORT, _PAGE = "run.json", "lock", "stages", "report.json", "report.html"
-_OURS = frozenset({_RUN, _LOCK, _STAGES, _REPORT, _PAGE})
+_CHECKPOINTS = "checkpoints"
+_OURS = frozenset({_RUN, _LOCK, _STAGES, _CHECKPOINTS, _REPORT, _PAGE})
 _STAGE, _CONSTRAINTS = "stage.json", "constraints.npz"
 _MEASURED = "measured-"
 _NEW, _OLD = ".new-", ".old-"
@@ -172,7 +173,11 @@ class Workdir:
     def _clear_leftovers(self) -> None:
         """Removes what processes that were killed left half done; making one shows it can be."""
         (self._stages / f"{_NEW}{secrets.token_hex(8)}").mkdir()
-        for folder in (self.path, self._stages, *self._stages.iterdir()):
+        checkpoints = self.path / _CHECKPOINTS
+        folders = [self.path, self._stages, *self._stages.iterdir()]
+        if checkpoints.is_dir():
+            folders += [folder for folder in checkpoints.iterdir() if folder.is_dir()]
+        for folder in folders:
             for pattern in (f"{_NEW}*", f"{_OLD}*"):
                 for found in folder.glob(pattern):
                     _remove(found)
@@ -292,6 +297,27 @@ class Workdir:
                 for left in (temporary, *self._stages.glob(f"{_OLD}*")):
                     _remove(left)
         return None
+
+    def checkpoints(self, key: str) -> Path:
+        """Where the trainings of a stage that is under way keep how far they are.
+
+        Args:
+            key: Key of the stage.
+        """
+        return self.path / _CHECKPOINTS / key[:_KEY_LENGTH]
+
+    def drop_checkpoints(self, key: str | None = None) -> None:
+        """Removes those of a stage, which is finished, or of all.
+
+        Args:
+            key: Key of the stage; ``None`` for all.
+
+        Raises:
+            OptkitError: If they cannot be removed.
+        """
+        folder = self.path / _CHECKPOINTS if key is None else self.checkpoints(key)
+        with _explained(self.path, OptkitError):
+            _remove(folder)
 
     def put_measured(
         self,
@@ -696,8 +722,9 @@ def _write_artifact(folder: Path, artifact: Artifact) -> dict[str, Any]:
             "trainable": [bool(layer.trainable) for layer in model._flatten_layers()],
             "weights": _weights_checksum(model),
             "keras": 3 if isinstance(artifact, TreatedArtifact) else 2,
+            "jit": artifact.jit,
         }
-        artifact = KerasArtifact(model)
+        artifact = KerasArtifact(model, jit=artifact.jit)
     elif not isinstance(artifact, TFLiteArtifact):
         raise OptkitError(f"optkit does not read {artifact.kind} artifacts back.")
     artifact.save(folder / f"artifact{artifact.suffix}")
@@ -732,7 +759,8 @@ def _read_artifact(
         layer.trainable = flag
     if _weights_checksum(model) != described["weights"]:
         raise ModelError("it has other weights than the model that was written.")
-    return TreatedArtifact(model) if described.get("keras") == 3 else KerasArtifact(model)
+    kind = TreatedArtifact if described.get("keras") == 3 else KerasArtifact
+    return kind(model, jit=described.get("jit", False))
 
 
 def _layers(model: Any) -> list[list[str]]:

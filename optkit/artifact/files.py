@@ -14,7 +14,7 @@ from optkit import _validate
 from optkit.artifact import archive
 from optkit.artifact.base import Artifact
 from optkit.artifact.graph import check_saved_model, keras_nodes
-from optkit.artifact.keras import KerasArtifact
+from optkit.artifact.keras import KerasArtifact, is_jit_file
 from optkit.artifact.reading import (
     Terms,
     know_carriers,
@@ -95,7 +95,9 @@ def load(
         return _read_tflite(source)
     terms = Terms(trust=trust, custom_objects=custom_objects, compile=False)
     model = read_model(source, terms)
-    return model if isinstance(model, Artifact) else KerasArtifact(model)
+    if isinstance(model, Artifact):
+        return model
+    return KerasArtifact(model, jit=source.is_file() and is_jit_file(source))
 
 
 def load_model(

@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -20,7 +20,9 @@ from optkit.models import Signature, clone, is_compiled, is_variable, signature
 from optkit.runtime import keras, tensorflow, tf_keras
 from optkit.translate import is_keras3, register_carriers, to_keras3, to_tf_keras
 
-__all__ = ["KerasArtifact", "TreatedArtifact", "from_file", "inference_function"]
+__all__ = ["KerasArtifact", "TreatedArtifact", "from_file", "inference_function", "is_jit_file"]
+
+_METADATA, _OWN = "metadata.json", "optkit"
 
 
 class KerasArtifact(GraphArtifact):
@@ -29,6 +31,8 @@ class KerasArtifact(GraphArtifact):
     Args:
         model: A built functional or Sequential model, of tf_keras or of Keras 3. It is kept, not
             copied.
+        jit: Whether it is run compiled by XLA, for each shape of inputs once. The file says so, and
+            `optkit.load` reads it; who loads the model with Keras sees nothing of it.
 
     Example:
         >>> import numpy as np, tf_keras
@@ -42,13 +46,23 @@ class KerasArtifact(GraphArtifact):
     kind = "keras"
     suffix = ".keras"
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, *, jit: bool = False):
         self._given = model
+        self._jit = jit
 
     @property
     def model(self) -> Any:
         """The model as it was given. Training it would change the artifact: train a copy."""
         return self._given
+
+    @property
+    def jit(self) -> bool:
+        """Whether it is run compiled by XLA."""
+        return self._jit
+
+    def with_jit(self, jit: bool) -> Self:
+        """An artifact of the same model that is run compiled by XLA, or is not."""
+        return type(self)(self._given, jit=jit)
 
     @functools.cached_property
     def _model(self) -> Any:
@@ -64,11 +78,11 @@ class KerasArtifact(GraphArtifact):
         self, *, batch: int | None = None, shapes: tuple[tuple[int | None, ...], ...] | None = None
     ) -> Any:
         """The model in inference mode as a ``tf.function`` of the inputs in order."""
-        return inference_function(self._model, batch=batch, shapes=shapes)
+        return inference_function(self._model, batch=batch, shapes=shapes, jit=self._jit)
 
     def treated(self) -> KerasArtifact:
         """The same artifact with a tf_keras model, as passes take it; itself where it has one."""
-        return TreatedArtifact(self._model) if is_keras3(self._given) else self
+        return TreatedArtifact(self._model, jit=self._jit) if is_keras3(self._given) else self
 
     def finished(self) -> KerasArtifact:
         """The artifact to hand out at the end of a run, with a model of the Keras it came from."""
@@ -76,7 +90,7 @@ class KerasArtifact(GraphArtifact):
 
     @functools.cached_property
     def _function(self) -> Any:
-        return inference_function(self._model, batch=None)
+        return inference_function(self._model, batch=None, jit=self._jit)
 
     def predict(self, x: Any, batch_size: int = 32) -> Any:
         """Runs the model in inference mode through one compiled ``tf.function``.
@@ -124,7 +138,7 @@ class KerasArtifact(GraphArtifact):
             given.save(path)
         else:
             tf_keras().models.save_model(model, path, save_format="keras")
-        _undate(path)
+        _finish(path, jit=self._jit)
 
     @property
     def parameters(self) -> int:
@@ -183,7 +197,7 @@ class TreatedArtifact(KerasArtifact):
 
     def finished(self) -> KerasArtifact:
         """The artifact of the Keras 3 model."""
-        return KerasArtifact(self._keras3)
+        return KerasArtifact(self._keras3, jit=self._jit)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _treated, (self.finished(),)
@@ -233,7 +247,8 @@ def from_file(content: bytes, keras3: bool) -> KerasArtifact:
         library = keras() if keras3 else tf_keras()
         register_carriers()
         try:
-            return KerasArtifact(library.models.load_model(path, compile=False))
+            model = library.models.load_model(path, compile=False)
+            return KerasArtifact(model, jit=is_jit_file(path))
         except Exception as error:
             raise ModelError(
                 f"The Keras model cannot be made again from its file: {first_line(error)} Layers and "
@@ -242,25 +257,47 @@ def from_file(content: bytes, keras3: bool) -> KerasArtifact:
             ) from error
 
 
-def _undate(path: Path) -> None:
-    """Takes the time of writing out of a ``.keras`` file: equal models, equal bytes."""
-    undated = path.with_name(f"{path.name}.undated")
-    with zipfile.ZipFile(path) as dated, zipfile.ZipFile(undated, "w") as target:
+def is_jit_file(path: Path) -> bool:
+    """Whether a ``.keras`` file is of an artifact that is run compiled by XLA.
+
+    Args:
+        path: A file that was looked through; one of another form says no.
+    """
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive, archive.open(_METADATA) as entry:
+        said = json.load(entry).get(_OWN)
+    return isinstance(said, dict) and said.get("jit") is True
+
+
+def _finish(path: Path, *, jit: bool) -> None:
+    """Takes the time of writing out of a ``.keras`` file, and says in it how it is to be run.
+
+    Equal models, equal bytes.
+    """
+    finished = path.with_name(f"{path.name}.finished")
+    with zipfile.ZipFile(path) as dated, zipfile.ZipFile(finished, "w") as target:
         for old in dated.infolist():
             info = zipfile.ZipInfo(old.filename)  # of 1980, the first date that the format knows
             info.file_size = old.file_size  # decides whether the entry is one for large files
             with dated.open(old) as source, target.open(info, "w") as entry:
-                if old.filename == "metadata.json":
+                if old.filename == _METADATA:
                     metadata = json.load(source)
                     metadata["date_saved"] = "1980-01-01@00:00:00"
+                    if jit:
+                        metadata[_OWN] = {"jit": True}
                     entry.write(json.dumps(metadata).encode())
                 else:
                     shutil.copyfileobj(source, entry, 2**20)
-    os.replace(undated, path)
+    os.replace(finished, path)
 
 
 def inference_function(
-    model: Any, *, batch: int | None, shapes: tuple[tuple[int | None, ...], ...] | None = None
+    model: Any,
+    *,
+    batch: int | None,
+    shapes: tuple[tuple[int | None, ...], ...] | None = None,
+    jit: bool = False,
 ) -> Any:
     """The model in inference mode as a ``tf.function`` with one fixed input signature.
 
@@ -268,6 +305,7 @@ def inference_function(
         model: A built tf_keras model.
         batch: Batch size to fix, or ``None`` to leave it open.
         shapes: Shapes of the inputs without the batch, where the model leaves some open.
+        jit: Whether XLA compiles it.
 
     Returns:
         A ``tf.function`` of the inputs in the model's order.
@@ -283,4 +321,4 @@ def inference_function(
     def run(*tensors: Any) -> Any:
         return model(tensors[0] if len(tensors) == 1 else list(tensors), training=False)
 
-    return tf.function(run, input_signature=specs)
+    return tf.function(run, input_signature=specs, jit_compile=jit or None)

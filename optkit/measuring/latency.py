@@ -257,7 +257,10 @@ class LatencyProcess:
         module = tf.Module()
         module.held = list(artifact.model.variables)
         module.run = inference_function(
-            artifact.model, batch=self.batch_size, shapes=tuple(value.shape[1:] for value in inputs)
+            artifact.model,
+            batch=self.batch_size,
+            shapes=tuple(value.shape[1:] for value in inputs),
+            jit=artifact.jit,
         )
         try:
             tf.saved_model.save(module, str(path))
