@@ -10,7 +10,7 @@ import numpy as np
 
 from optkit.errors import ArgumentTypeError, PipelineError
 from optkit.models import compiled_metrics, output_names
-from optkit.runtime import tf_keras
+from optkit.runtime import tensorflow, tf_keras
 from optkit.task import Task
 from optkit.translate import object_to_tf_keras
 
@@ -40,6 +40,8 @@ _ERRORS = {
     "mean_squared_error": "mean_squared_error",
 }
 
+_BALANCED = "balanced_accuracy"
+
 _BETTER_HIGHER = ("accuracy", "cosinesimilarity")
 _BETTER_LOWER = ("error", "loss", "entropy", "divergence", "hinge", "poisson", "logcosh")
 
@@ -61,6 +63,7 @@ class Metric:
             is no mean over samples.
         custom: Whether it is a function of the user's own, of which training knows nothing.
         weighted: Whether samples count by their weights.
+        takes_rows: Whether the Keras metric takes one-hot rows as well as class numbers.
         output: Of a model with several outputs, the one that this is of.
         parts: Of a model with several outputs, the metric of each that has targets, by name; what
             stands here besides is that of ``output``.
@@ -76,6 +79,7 @@ class Metric:
     whole: Callable[[np.ndarray, np.ndarray], float] | None = None
     custom: bool = False
     weighted: bool = False
+    takes_rows: bool = False
     output: str = ""
     parts: Mapping[str, Metric] = field(default_factory=dict)
     judged: tuple[str, ...] = ()
@@ -123,6 +127,65 @@ def _accuracy(task: Task) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
         return np.asarray(values.reshape(len(values), -1).mean(axis=1))
 
     return per_sample
+
+
+def _balanced_accuracy(task: Task) -> Callable[[np.ndarray, np.ndarray], float]:
+    """The mean, over the classes that there are, of the accuracy in each."""
+
+    def whole(targets: np.ndarray, outputs: np.ndarray) -> float:
+        classes = true_classes(task, targets).ravel()
+        asked = np.bincount(classes, minlength=task.classes)
+        right = np.bincount(
+            classes, hits(task, targets, outputs).ravel().astype(np.float64), task.classes
+        )
+        there = asked > 0
+        return float((right[there] / asked[there]).mean())
+
+    return whole
+
+
+def _balanced_keras(task: Task) -> Callable[[str], Any]:
+    """The same as a Keras metric, to watch while training."""
+
+    def make(new_name: str) -> Any:
+        tf = tensorflow()
+
+        class BalancedAccuracy(tf_keras().metrics.Metric):  # type: ignore[misc]
+            def __init__(self, name: str):
+                super().__init__(name=name)
+                shape = (task.classes,)
+                self.right = self.add_weight("right", shape, initializer="zeros")
+                self.asked = self.add_weight("asked", shape, initializer="zeros")
+
+            def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+                if task.kind == "binary":
+                    answers = tf.cast(y_pred[..., 0] > (0.0 if task.from_logits else 0.5), tf.int64)
+                    classes = tf.cast(tf.cast(y_true, tf.float32) >= 0.5, tf.int64)
+                else:
+                    answers, classes = tf.argmax(y_pred, -1), tf.convert_to_tensor(y_true)
+                    rank = y_pred.shape.rank
+                    rows = classes.shape.rank == rank and classes.shape[-1] == y_pred.shape[-1]
+                    classes = tf.argmax(classes, -1) if rows else tf.cast(classes, tf.int64)
+                answers, classes = tf.reshape(answers, [-1]), tf.reshape(classes, [-1])
+                counts = tf.ones_like(classes, tf.float32)
+                if sample_weight is not None:
+                    counts *= tf.reshape(tf.cast(sample_weight, tf.float32), [-1])
+                right = tf.where(answers == classes, counts, 0.0)
+                self.right.assign_add(tf.math.unsorted_segment_sum(right, classes, task.classes))
+                self.asked.assign_add(tf.math.unsorted_segment_sum(counts, classes, task.classes))
+
+            def result(self) -> Any:
+                there = tf.cast(self.asked > 0, tf.float32)
+                shares = tf.math.divide_no_nan(self.right, self.asked)
+                return tf.math.divide_no_nan(tf.reduce_sum(shares), tf.reduce_sum(there))
+
+            def reset_state(self) -> None:
+                for counted in (self.right, self.asked):
+                    counted.assign(tf.zeros_like(counted))
+
+        return BalancedAccuracy(new_name)
+
+    return make
 
 
 def _error(power: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
@@ -347,6 +410,11 @@ def _metric_of(
         return metric
     item = _as_metric(given)
     if isinstance(item, str):
+        if item.lower() == _BALANCED:
+            raise PipelineError(
+                f"The metric {item!r} needs classes of which a sample has one, and the task is "
+                f"{task.describe()}."
+            )
         if item.lower() in _ACCURACIES:
             raise PipelineError(
                 f"The metric {item!r} is for classifiers, and the task is a {task.describe()}."
@@ -377,6 +445,9 @@ def _known_metric(given: Any, task: Task, source: str) -> Metric | None:
     name = metric_name(given).lower()
     if name in _ACCURACIES and task.is_classification:
         return _accuracy_metric(task, source)
+    if isinstance(given, str) and name == _BALANCED and task.kind in ("multiclass", "binary"):
+        keras, whole = _balanced_keras(task), _balanced_accuracy(task)
+        return Metric(_BALANCED, True, None, source, keras=keras, whole=whole, takes_rows=True)
     if name in _ERRORS:
         full = _ERRORS[name]
         return Metric(full, False, _error(1 if full == "mean_absolute_error" else 2), source)

@@ -41,43 +41,25 @@ _COUNTED = 1024  # targets of a stream that are looked at before anything runs
 
 @dataclass(frozen=True)
 class _Sampling:
-    """Fills the recipe's slot: function of the training split and a seed to what is drawn of it.
-
-    Attributes:
-        weighs: Whether samples get weights by it.
-    """
+    """Fills the recipe's slot: function of the training split and a seed to what is drawn of it."""
 
     strategy: Any
     ratios: tuple[float | None, float | None]
     neighbors: int | None
     features: Features
     output: str
-    # What was drawn last, for whoever asks how many batches it has before it is trained on.
-    kept: list[tuple[Split, int, Drawn]] = field(default_factory=list, compare=False, repr=False)
+    # Samples a class of the split that was counted last, as a stream is read for it.
     counted: list[tuple[Split, dict[int, int]]] = field(
         default_factory=list, compare=False, repr=False
     )
 
     @property
     def weighs(self) -> bool:
+        """Whether samples get weights by it."""
         return bool(self.strategy == "class_weight")
 
     def __call__(self, split: Split, seed: int) -> Split:
-        return self._drawn(split, seed).split
-
-    def steps(self, split: Split, seed: int) -> int:
-        """Batches an epoch of what the next call with this seed gives."""
-        drawn = self._drawn(split, seed)
-        self.kept[:] = [(split, seed, drawn)]
-        return drawn.split.steps
-
-    def _drawn(self, split: Split, seed: int) -> Drawn:
-        """What is drawn; what was kept is handed out once, so that nothing stays in memory."""
-        while self.kept:
-            of, by, drawn = self.kept.pop()
-            if of is split and by == seed:
-                return drawn
-        return self.draw(split, seed)
+        return self.draw(split, seed).split
 
     def draw(self, split: Split, seed: int) -> Drawn:
         """Draws from the training split."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,8 @@ __all__ = [
     "require_classes",
     "under_targets",
 ]
+
+_ROUNDING = 1e-9  # 0.7 of 90 is 63, which a product of floats just misses
 
 
 def class_numbers(targets: np.ndarray) -> np.ndarray:
@@ -154,7 +157,7 @@ def over_targets(counts: Mapping[int, int], ratio: float) -> dict[int, int]:
     >>> over_targets({0: 100, 1: 10, 2: 60}, 0.5)
     {0: 100, 1: 50, 2: 60}
     """
-    wanted = int(ratio * max(counts.values()))
+    wanted = math.floor(ratio * max(counts.values()) + _ROUNDING)
     return {number: max(count, wanted) for number, count in counts.items()}
 
 
@@ -164,5 +167,5 @@ def under_targets(counts: Mapping[int, int], ratio: float) -> dict[int, int]:
     >>> under_targets({0: 100, 1: 10, 2: 15}, 0.5)
     {0: 20, 1: 10, 2: 15}
     """
-    allowed = int(min(counts.values()) / ratio)
+    allowed = math.floor(min(counts.values()) / ratio + _ROUNDING)
     return {number: min(count, allowed) for number, count in counts.items()}

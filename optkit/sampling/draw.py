@@ -202,8 +202,10 @@ def _made(
 
     def targets(leaf: np.ndarray) -> np.ndarray:
         if leaf.ndim > 1 and leaf.shape[-1] > 1:
-            return np.eye(leaf.shape[-1], dtype=leaf.dtype)[made]
-        return made.reshape(-1, *leaf.shape[1:]).astype(leaf.dtype)
+            found = np.eye(leaf.shape[-1], dtype=leaf.dtype)[made]
+        else:
+            found = made.reshape(-1, *leaf.shape[1:]).astype(leaf.dtype)
+        return np.asarray(found)
 
     def weights(leaf: np.ndarray) -> np.ndarray:
         own = _own(split, leaf)
