@@ -312,6 +312,32 @@ def test_a_parallel_stream_repeats_itself(pictures):
     assert not np.array_equal(one[0], one[1])
 
 
+def test_random_layers_of_keras_3_repeat_themselves_in_parallel(pictures):
+    import keras
+    import tensorflow as tf
+
+    layers = [
+        keras.layers.RandAugment(value_range=(0, 255)),
+        keras.layers.RandomErasing(value_range=(0, 255)),
+        keras.layers.RandomFlip("horizontal"),
+    ]
+    steps = ok.Augment(layers).amend(ok.Recipe()).augment[0]
+    assert steps.stateless
+
+    def stream(parallel):
+        run = steps.prepare(_split(pictures), 0)
+        numbers = tf.data.Dataset.range(12).map(
+            lambda number: run(tf.constant(pictures), tf.stack([_key(7)[0], number])),
+            num_parallel_calls=parallel,
+        )
+        return np.stack(list(numbers.as_numpy_iterator()))
+
+    one, other = stream(6), stream(None)
+    assert one.dtype == "uint8"
+    assert np.array_equal(one, other)
+    assert len({batch.tobytes() for batch in one}) == 12
+
+
 def _split(images):
     from optkit.models import signature
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from optkit.imaging.albumented import Albumented, is_albumentations
 from optkit.imaging.described import from_description, to_description
+from optkit.imaging.keyed import KeyedLayer, is_random_layer
 from optkit.imaging.policies import (
     AugMix,
     AutoAugment,
@@ -18,10 +19,12 @@ __all__ = [
     "AugMix",
     "AutoAugment",
     "ImagePolicy",
+    "KeyedLayer",
     "RandAugment",
     "RandomErasing",
     "from_description",
     "is_albumentations",
+    "is_random_layer",
     "to_description",
 ]
 

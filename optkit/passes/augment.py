@@ -21,8 +21,10 @@ from optkit.imaging import (
     POLICIES_BY_NAME,
     Albumented,
     ImagePolicy,
+    KeyedLayer,
     from_description,
     is_albumentations,
+    is_random_layer,
     to_description,
 )
 from optkit.recipe import Recipe
@@ -162,7 +164,9 @@ class _Steps:
     @property
     def stateless(self) -> bool:
         """Whether each takes the seed and can be called in any order."""
-        return all(_knows_range(item) or _takes_seed(item) for item in self.items)
+        return all(
+            _knows_range(item) or is_random_layer(item) or _takes_seed(item) for item in self.items
+        )
 
     def prepare(self, split: Split, seed: int) -> Callable[[Any, Any], Any]:
         """Looks up the value range, and makes fresh, seeded copies of layers."""
@@ -192,6 +196,8 @@ class _Steps:
             return lambda x, key: given.apply(x, key, values, self.fill_mode)
         if is_albumentations(given):
             return Albumented(given, values)
+        if is_random_layer(given):
+            return KeyedLayer(given)
         item = object_to_tf_keras(given)
         if isinstance(item, tf_keras().layers.Layer):
             config = item.get_config()
