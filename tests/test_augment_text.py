@@ -586,7 +586,7 @@ def test_synonyms_that_the_model_does_not_know_are_told():
 
 
 def test_back_translation_within_a_pipeline_asks_once_for_each_training_text():
-    model, data = _sentiment(("good", "bad"), ("great", "bad"), samples=80)
+    model, data = _sentiment(("good", "bad"), ("great", "bad"))
     translator = _Translator()
     augment = ok.AugmentText(
         **NO_WORDS, share=1.0, translate=(translator.there, translator.back), translate_share=0.6
