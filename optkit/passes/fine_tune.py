@@ -8,7 +8,7 @@ from optkit import _validate
 from optkit.base import TrainPass
 from optkit.context import Context, Setting
 from optkit.recipe import Recipe
-from optkit.training import check_optimizer
+from optkit.training import check_learning_rate, check_optimizer
 
 __all__ = ["FineTune"]
 
@@ -22,7 +22,8 @@ class FineTune(TrainPass):
 
     Args:
         epochs: Epochs at most, at least 1.
-        learning_rate: Peak learning rate, above 0.
+        learning_rate: Peak learning rate, above 0; ``"auto"`` to look for one before the training
+            begins (see `find_learning_rate`).
         optimizer: Name of a Keras optimizer, or an optimizer, of which a fresh copy is used;
             ``None`` for the recipe's, else one of the class that the model is compiled with, else
             AdamW.
@@ -49,14 +50,14 @@ class FineTune(TrainPass):
     def __init__(
         self,
         epochs: int = 5,
-        learning_rate: float = 1e-4,
+        learning_rate: float | str = 1e-4,
         *,
         optimizer: Any = "adamw",
         weight_decay: float | None = None,
         patience: int | None = 3,
     ):
         _validate.integer("epochs", epochs, minimum=1)
-        _validate.number("learning_rate", learning_rate, minimum=0, exclusive="min")
+        check_learning_rate("learning_rate", learning_rate)
         _validate.optional(_validate.number, "weight_decay", weight_decay, minimum=0)
         _validate.optional(_validate.integer, "patience", patience, minimum=1)
         if optimizer not in (None, "adamw"):

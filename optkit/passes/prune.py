@@ -15,7 +15,7 @@ from optkit.errors import ArgumentTypeError, PipelineError
 from optkit.models import layers_by_path, variables_by_path
 from optkit.recipe import Recipe
 from optkit.runtime import tensorflow, tf_keras
-from optkit.training import check_optimizer
+from optkit.training import Steps, check_learning_rate, check_optimizer
 
 __all__ = ["Prune", "Schedule", "pruning_schedule", "smallest_out"]
 
@@ -114,8 +114,8 @@ class Prune(TrainPass):
             here is pruned in all its trainable weights of rank two and above, whatever their
             names.
         exclude: Names of layers to leave dense, in the same way.
-        learning_rate: Learning rate, above 0; ``None`` for that of the compiled optimizer, else
-            0.001.
+        learning_rate: Learning rate, above 0; ``"auto"`` to look for one (see
+            `find_learning_rate`); ``None`` for that of the compiled optimizer, else 0.001.
         optimizer: As in `FineTune`; ``None`` for the recipe's, else the compiled class, else AdamW.
         patience: Epochs without a better validation metric, counted from the end of the schedule
             on, after which training stops with the best weights of that part; ``None`` trains all
@@ -141,7 +141,7 @@ class Prune(TrainPass):
         *,
         layers: dict[str, float] | None = None,
         exclude: list[str] | tuple[str, ...] = (),
-        learning_rate: float | None = None,
+        learning_rate: float | str | None = None,
         optimizer: Any = None,
         patience: int | None = None,
     ):
@@ -156,9 +156,7 @@ class Prune(TrainPass):
         _validate.texts("exclude", exclude)
         if both := sorted(set(exclude) & set(layers or {})):
             raise PipelineError(f"Layers {both} are in `layers` and in `exclude`.")
-        _validate.optional(
-            _validate.number, "learning_rate", learning_rate, minimum=0, exclusive="min"
-        )
+        check_learning_rate("learning_rate", learning_rate, optional=True)
         check_optimizer("optimizer", optimizer)
         _validate.optional(_validate.integer, "patience", patience, minimum=1)
         self.sparsity = sparsity
@@ -226,9 +224,8 @@ class Prune(TrainPass):
     def train(self, model: Any, recipe: Recipe, context: Context) -> Any:
         """Prunes the model while it trains."""
         targets = self.targets(model)
-        split = context.data.train
-        assert split is not None  # `needs` saw to it
-        schedule = pruning_schedule(self.epochs * split.steps)
+        steps = context.steps(recipe)
+        schedule = pruning_schedule(self.epochs * steps.updates)
         variables = variables_by_path(model)
         growing = []
         for sparsity, paths in targets.values():
@@ -245,8 +242,8 @@ class Prune(TrainPass):
             optimizer=self.optimizer,
             patience=self.patience,
             # Weights from before the end of the schedule have too few zeros.
-            settled_after=-(-schedule.end // split.steps) - 1,
-            callbacks=[_stepping(growing)],
+            settled_after=-(-schedule.end // steps.updates) - 1,
+            callbacks=[_stepping(growing, steps)],
         )
         if self.patience is not None and history.best_epoch < self.epochs:
             context.note(f"kept epoch {history.best_epoch} of {history.epochs}")
@@ -311,6 +308,11 @@ class _GrowingZeros(KeepZeros):
         """The value with the weights that fell away so far set to zero."""
         return value * tensorflow().cast(self._held, value.dtype)
 
+    def hold(self, mask: np.ndarray) -> None:
+        """From here on weights stay zero where the mask is false."""
+        self.mask = mask
+        self._held.assign(mask)
+
     def step(self, number: int, variable: Any) -> None:
         """Has more weights fall away, where the schedule says so, before a training step from 1.
 
@@ -322,24 +324,39 @@ class _GrowingZeros(KeepZeros):
             return
         value = variable.numpy()
         share = self._sparsity * self._schedule.share(number)
-        self.mask = smallest_out(value, share, self._before)
-        self._held.assign(self.mask)
+        self.hold(smallest_out(value, share, self._before))
         variable.assign(np.where(self.mask, value, 0))
 
 
-def _stepping(growing: list[_GrowingZeros]) -> Any:
-    """Goes through the schedule with the batches of the training."""
+def _stepping(growing: list[_GrowingZeros], steps: Steps) -> Any:
+    """Goes through the schedule with the updates of the training."""
 
     class Stepping(tf_keras().callbacks.Callback):  # type: ignore[misc]
-        number = 0
+        epoch = number = 0
 
         def on_train_begin(self, logs: Any = None) -> None:
             self.variables = variables_by_path(self.model)  # perhaps those of a working copy
 
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            self.epoch = epoch
+
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-            self.number += 1
+            number = steps.update(self.epoch, batch) + 1
+            if number == self.number:
+                return  # a further batch of the same update: weights fall away between updates
+            self.number = number
             for item in growing:
-                item.step(self.number, self.variables[item.path])
+                item.step(number, self.variables[item.path])
+
+        def state(self) -> dict[str, np.ndarray]:
+            """For a training that goes on in another process."""
+            masks = {str(i): item.mask for i, item in enumerate(growing)}
+            return {"number": np.array(self.number), **masks}
+
+        def restore(self, state: dict[str, np.ndarray]) -> None:
+            self.number = int(state["number"])
+            for i, item in enumerate(growing):
+                item.hold(state[str(i)])
 
     return Stepping()
 

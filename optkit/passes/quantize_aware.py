@@ -21,7 +21,7 @@ from optkit.quantize.sources import CalibrationSamples, leaves_of
 from optkit.quantize.trained import learned_bits, with_learned
 from optkit.recipe import Recipe
 from optkit.study import Study
-from optkit.training import check_optimizer
+from optkit.training import check_learning_rate, check_optimizer
 
 __all__ = ["QuantizeAware"]
 
@@ -44,7 +44,8 @@ class QuantizeAware(TrainPass):
 
     Args:
         epochs: Epochs at most, at least 1. A trained model needs few.
-        learning_rate: Peak learning rate, above 0.
+        learning_rate: Peak learning rate, above 0; ``"auto"`` to look for one before the training
+            begins (see `find_learning_rate`).
         weight_bits: Bits that weights are rounded to: 8, or 4, which dense and ordinary
             convolutional layers can have; others then stay at 8.
         skip: Names of layers, or of classes of layers, at which nothing is rounded. A layer of a
@@ -70,7 +71,7 @@ class QuantizeAware(TrainPass):
     def __init__(
         self,
         epochs: int = 3,
-        learning_rate: float = 1e-4,
+        learning_rate: float | str = 1e-4,
         *,
         weight_bits: int = 8,
         skip: list[str] | tuple[str, ...] = (),
@@ -78,7 +79,7 @@ class QuantizeAware(TrainPass):
         patience: int | None = None,
     ):
         _validate.integer("epochs", epochs, minimum=1)
-        _validate.number("learning_rate", learning_rate, minimum=0, exclusive="min")
+        check_learning_rate("learning_rate", learning_rate)
         if _validate.integer("weight_bits", weight_bits, minimum=1) not in (4, 8):
             raise PipelineError(f"`weight_bits` must be 8 or 4. Received: {weight_bits}.")
         _validate.texts("skip", skip)
@@ -111,7 +112,9 @@ class QuantizeAware(TrainPass):
         twin = make_twin(model, addressed(self.skip, model, "skip"), self.weight_bits)
         for note in twin.plan.describe():
             context.note(note)
-        twin.observe(split, context.derive_seed("observe"), self.epochs * split.steps)
+        twin.observe(
+            split, context.derive_seed("observe"), self.epochs * context.steps(recipe).batches
+        )
         history = context.fit(
             twin.model,
             recipe,

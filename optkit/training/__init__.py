@@ -8,6 +8,7 @@ from optkit.training.optimizers import (
     check_optimizer,
     follows_schedule,
     initial_learning_rate,
+    peak_learning_rate,
 )
 from optkit.training.range_test import LearningRateSearch, RateRange
 from optkit.training.steps import Steps, sampled, steps_of
@@ -24,6 +25,7 @@ __all__ = [
     "fit",
     "follows_schedule",
     "initial_learning_rate",
+    "peak_learning_rate",
     "sampled",
     "steps_of",
 ]

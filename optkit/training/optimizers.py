@@ -124,7 +124,7 @@ def _first(choices: Iterable[Any]) -> Any:
 
 
 def peak_learning_rate(choices: Iterable[Any], learning_rate: float | None) -> float:
-    """The rate that a schedule of the recipe is the shape of.
+    """The rate that goes with a course that is not the optimizer's own.
 
     Args:
         choices: As `make_optimizer` takes them.
@@ -142,8 +142,8 @@ def peak_learning_rate(choices: Iterable[Any], learning_rate: float | None) -> f
     rate = initial_learning_rate(object_to_tf_keras(chosen))
     if not rate > 0:
         raise PipelineError(
-            f"The recipe holds a learning-rate schedule, which needs a peak, and the optimizer's own "
-            f"schedule begins at {rate:g}. Give the training pass a `learning_rate`."
+            "The learning rate is to follow a course of its own here, which needs a peak, and the "
+            f"optimizer's own schedule begins at {rate:g}. Give the training pass a `learning_rate`."
         )
     return rate
 
