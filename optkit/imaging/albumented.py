@@ -31,7 +31,7 @@ def is_albumentations(value: Any) -> bool:
 
 def _albumentations() -> Any:
     try:
-        import albumentations  # type: ignore[import-untyped, unused-ignore]
+        import albumentations
     except ImportError as error:
         raise PipelineError(
             "This needs albumentations, which is not installed. Install it with `pip install "
