@@ -58,12 +58,15 @@ if TYPE_CHECKING:
     from optkit.passes.augment import Augment as Augment
     from optkit.passes.augment_text import AugmentText as AugmentText
     from optkit.passes.bn_reestimate import BNReestimate as BNReestimate
+    from optkit.passes.compile_xla import CompileXLA as CompileXLA
     from optkit.passes.cut_mix import CutMix as CutMix
     from optkit.passes.fine_tune import FineTune as FineTune
     from optkit.passes.first_that_meets import FirstThatMeets as FirstThatMeets
+    from optkit.passes.gradient_accumulation import GradientAccumulation as GradientAccumulation
     from optkit.passes.label_smooth import LabelSmooth as LabelSmooth
     from optkit.passes.lr_schedule import LRSchedule as LRSchedule
     from optkit.passes.mix_up import MixUp as MixUp
+    from optkit.passes.mixed_precision import MixedPrecision as MixedPrecision
     from optkit.passes.prune import Prune as Prune
     from optkit.passes.quantize_aware import QuantizeAware as QuantizeAware
     from optkit.passes.quantize_dynamic import QuantizeDynamic as QuantizeDynamic
@@ -98,6 +101,7 @@ _HOME = {
     "AutoAugment": "imaging",
     "BNReestimate": "passes.bn_reestimate",
     "Chart": "study",
+    "CompileXLA": "passes.compile_xla",
     "Constraint": "constraint",
     "Context": "context",
     "Contribution": "ablation",
@@ -111,6 +115,7 @@ _HOME = {
     "Goal": "goals",
     "Goals": "goals",
     "GoalsError": "errors",
+    "GradientAccumulation": "passes.gradient_accumulation",
     "InspectPass": "base",
     "KeepZeros": "constraint",
     "KerasArtifact": "artifact",
@@ -122,6 +127,7 @@ _HOME = {
     "Measure": "measuring",
     "Measurement": "measuring",
     "MixUp": "passes.mix_up",
+    "MixedPrecision": "passes.mixed_precision",
     "ModelError": "errors",
     "OptkitError": "errors",
     "Pass": "base",

@@ -30,6 +30,7 @@ PASSES: dict[str, Callable[[], list[ok.Pass]]] = {
     "Augment": lambda: [ok.Augment("photo"), ok.FineTune(epochs=1)],
     "AugmentText": lambda: [ok.AugmentText(), ok.FineTune(epochs=1)],
     "BNReestimate": lambda: [ok.BNReestimate()],
+    "CompileXLA": lambda: [ok.CompileXLA(training=True), ok.FineTune(epochs=1)],
     "CutMix": lambda: [ok.CutMix(), ok.FineTune(epochs=1)],
     "FineTune": lambda: [ok.FineTune(epochs=1)],
     "FirstThatMeets": lambda: [
@@ -37,9 +38,11 @@ PASSES: dict[str, Callable[[], list[ok.Pass]]] = {
             [ok.Prune(0.5, epochs=1), ok.Prune(0.3, epochs=1)], ok.Goals(max_size_mb=1e-6)
         )
     ],
+    "GradientAccumulation": lambda: [ok.GradientAccumulation(2), ok.FineTune(epochs=1)],
     "LRSchedule": lambda: [ok.LRSchedule("cosine", warmup=0.1), ok.FineTune(epochs=1)],
     "LabelSmooth": lambda: [ok.LabelSmooth(0.1), ok.FineTune(epochs=1)],
     "MixUp": lambda: [ok.MixUp(), ok.FineTune(epochs=1)],
+    "MixedPrecision": lambda: [ok.MixedPrecision("bfloat16"), ok.FineTune(epochs=1)],
     "Prune": lambda: [ok.Prune(0.5, epochs=2)],
     "QuantizeAware": lambda: [ok.QuantizeAware(epochs=1)],
     "QuantizeDynamic": lambda: [ok.QuantizeDynamic()],

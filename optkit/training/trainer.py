@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from optkit.constraint import Constraint
@@ -47,7 +47,7 @@ def make_trainer(
     return trainer
 
 
-def _trainer_class(adjust: Callable[[], None] | None, accumulate: int) -> Any:
+def _trainer_class(adjust: _Adjustment | None, accumulate: int) -> Any:
     """The class of a model that trains in steps of its own.
 
     Steps that end an update and steps that do not are functions apart, between which Python
@@ -61,9 +61,23 @@ def _trainer_class(adjust: Callable[[], None] | None, accumulate: int) -> Any:
 
         def fit(self, *arguments: Any, steps_per_epoch: int, **keywords: Any) -> Any:
             """Trains, each epoch so many batches."""
-            self._own = _Progress(Steps(steps_per_epoch, accumulate))
-            self.train_function = None  # what it was made for is over
+            self.begin(steps_per_epoch)
             return super().fit(*arguments, steps_per_epoch=steps_per_epoch, **keywords)
+
+        def begin(self, steps_per_epoch: int) -> None:
+            """Forgets what an earlier training has made; `fit` begins with it."""
+            self._own = _Progress(Steps(steps_per_epoch, accumulate))
+            self.train_function = None
+
+        def settle(self) -> None:
+            """Takes weights that were set from outside for those before the next update."""
+            if adjust is not None:
+                adjust.settle()
+
+        @property
+        def traced(self) -> list[Any]:
+            """The compiled functions of its steps, once it has trained."""
+            return list(self._own.functions.values())
 
         def train_step(self, data: Any) -> Any:
             """One batch, as Keras has it, or as a part of an update."""
@@ -119,7 +133,7 @@ def _trainer_class(adjust: Callable[[], None] | None, accumulate: int) -> Any:
 
             def adjusted(iterator: Any) -> Any:
                 logs = step(iterator)
-                adjust()
+                adjust.step()
                 return logs
 
             return tensorflow().function(adjusted)
@@ -162,29 +176,48 @@ def _repeating(iterator: Any) -> Callable[[], Any]:
     return lambda: iter(once)
 
 
-def _adjustment(
-    model: Any, constraints: Mapping[Any, Constraint], rate_factors: Mapping[str, float]
-) -> Callable[[], None] | None:
-    """What is done to variables after every update; ``None`` for nothing.
+class _Adjustment:
+    """What is done to variables after every update.
 
     A factor takes the optimizer's whole update, decay and momentum included, so that it means the
     same for every optimizer.
+
+    Args:
+        variables: The variables by path.
+        held: What is kept of them.
+        factors: By path, what updates are multiplied by.
     """
+
+    def __init__(
+        self,
+        variables: Mapping[str, Any],
+        held: Sequence[Constraint],
+        factors: Mapping[str, float],
+    ):
+        self._variables, self._held, self._factors = variables, held, factors
+        make = tensorflow().Variable
+        self._before = {path: make(variables[path], trainable=False) for path in factors}
+
+    def step(self) -> None:
+        """To be called after an update, in its graph."""
+        for path, factor in self._factors.items():
+            variable, before = self._variables[path], self._before[path]
+            variable.assign(before + factor * (variable - before))
+        for item in self._held:
+            self._variables[item.path].assign(item.project(self._variables[item.path]))
+        self.settle()
+
+    def settle(self) -> None:
+        """Takes the weights as they are for those before the next update."""
+        for path, before in self._before.items():
+            before.assign(self._variables[path])
+
+
+def _adjustment(
+    model: Any, constraints: Mapping[Any, Constraint], rate_factors: Mapping[str, float]
+) -> _Adjustment | None:
+    """What is done to variables after every update; ``None`` for nothing."""
     variables = variables_by_path(model)
     held = [item for item in constraints.values() if item.path in variables]
     factors = {path: factor for path, factor in rate_factors.items() if factor != 1.0}
-    if not held and not factors:
-        return None
-    tf = tensorflow()
-    before = {path: tf.Variable(variables[path], trainable=False) for path in factors}
-
-    def adjust() -> None:
-        for path, factor in factors.items():
-            variable = variables[path]
-            variable.assign(before[path] + factor * (variable - before[path]))
-        for item in held:
-            variables[item.path].assign(item.project(variables[item.path]))
-        for path, last in before.items():
-            last.assign(variables[path])
-
-    return adjust
+    return _Adjustment(variables, held, factors) if held or factors else None
