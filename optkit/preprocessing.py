@@ -24,7 +24,14 @@ import numpy as np
 from optkit.models import batch_norms, is_graph
 from optkit.runtime import tensorflow, tf_keras
 
-__all__ = ["FORMS", "Form", "Mismatch", "form_of", "preprocessing_mismatch"]
+__all__ = [
+    "FORMS",
+    "Form",
+    "Mismatch",
+    "form_of",
+    "inputs_of_ids",
+    "preprocessing_mismatch",
+]
 
 _VALUES = 2**22  # of inputs that are looked at, 16 MiB of float32
 _SAMPLES = 512
@@ -180,6 +187,12 @@ def preprocessing_mismatch(model: Any, inputs: Any) -> Mismatch | None:
     if learned:
         return _by_statistics(model, learned, given)
     return _by_name(model, given)
+
+
+def inputs_of_ids(model: Any) -> frozenset[str]:
+    """The names of the inputs that hold numbers of things, such as token ids, not quantities."""
+    pairs = zip(model.input_names, model.inputs, strict=True)
+    return frozenset(name for name, tensor in pairs if _looked_up(tensor))
 
 
 def _as_list(model: Any, inputs: Any) -> list[np.ndarray] | None:
