@@ -78,7 +78,7 @@ class Bundle:
         for part in (
             len(header).to_bytes(_LENGTH, "little"),
             header,
-            *(np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays.values()),
+            *(_bytes_of(array) for array in arrays.values()),
         ):
             digest.update(part)
             yield part
@@ -102,7 +102,8 @@ class Bundle:
         for name, kind, shape in header["arrays"]:
             dtype = np.dtype(kind)
             size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-            arrays[name] = np.frombuffer(body[place : place + size], dtype).reshape(shape)
+            # Copied, as what lies in bytes can only be read.
+            arrays[name] = np.frombuffer(body[place : place + size], dtype).reshape(shape).copy()
             place += size
         return cls(header["values"], arrays)
 
@@ -119,3 +120,7 @@ class Bundle:
             return None
         except (OSError, TypeError) as error:
             raise BundleError(f"it cannot be read: {error}") from error
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

@@ -14,6 +14,7 @@ from optkit.artifact import Artifact
 from optkit.batch_norm import reestimate_batch_norm
 from optkit.constraint import Constraint
 from optkit.data import BoundData
+from optkit.distribute import ALONE, Crew
 from optkit.errors import ArgumentTypeError, DataError, OptkitError, PipelineError
 from optkit.goals import Goals
 from optkit.learned import LearnedRanges
@@ -100,6 +101,9 @@ class Context:
         notes: What the row of this pass will say.
         studies: What the row of this pass will show.
         curves: For each training so far its figures by name, one value an epoch.
+        trainings: For each training so far what is known of it besides; see `Row.trainings`.
+        places: Where trainings keep how far they are; ``None`` for nowhere.
+        crew: Those who train together.
         newly_learned: Those that this pass has learned, for what it makes.
         goals_seen: Whether the pass asked for the goals.
         learned_seen: Whether the pass asked for what was learned.
@@ -122,6 +126,8 @@ class Context:
         watchers: Callable[[int], Sequence[Any]] | None = None,
         learned: LearnedRanges | None = None,
         judge: Callable[[Artifact, Goals], Verdict] | None = None,
+        places: training.Places | None = None,
+        crew: Crew = ALONE,
     ):
         self.data, self.task, self.metric, self.loss = data, task, metric, loss
         self.seed, self.model = seed, model
@@ -132,11 +138,13 @@ class Context:
         self._learned = learned
         self.newly_learned: LearnedRanges | None = None
         self.curves: list[dict[str, list[float]]] = []
+        self.trainings: list[dict[str, Any]] = []
         self._on_epoch = on_epoch
         self._watchers = watchers
         self._trainings = 0
         self._goals = goals if goals is not None else Goals()
         self._judge = judge
+        self.places, self.crew = places, crew
         self._parent: Context | None = None
         self.goals_seen = self.learned_seen = self.timing_seen = False
         self.seconds_aside = 0.0
@@ -251,6 +259,8 @@ class Context:
             watchers=None if self._watchers is None else self._watchers_of_branch,
             learned=self._learned,
             judge=self._judge,
+            places=None if self.places is None else self.places.of_branch(purpose),
+            crew=self.crew,
         )
         made._parent = self
         return made
@@ -261,10 +271,11 @@ class Context:
         return () if self._watchers is None else self._watchers(self._trainings)
 
     def adopt(self, branch: Context) -> None:
-        """Takes over what was said in a branch: notes, studies and curves."""
+        """Takes over what was said in a branch: notes, studies and trainings."""
         self.notes += branch.notes
         self.studies += branch.studies
         self.curves += branch.curves
+        self.trainings += branch.trainings
 
     def project(self, model: Any) -> None:
         """Brings the weights of a model back to what the constraints demand, in place."""
@@ -371,6 +382,8 @@ class Context:
                 rate_factors=rate_factors,
                 callbacks=(*callbacks, *watchers),
                 on_epoch=self._on_epoch,
+                place=None if self.places is None else self.places.training(self._trainings),
+                crew=self.crew,
             )
         except BaseException:
             # Keras tells callbacks nothing of it; a profiler would go on running in the process.
@@ -379,6 +392,9 @@ class Context:
                     watcher.on_train_end()
             raise
         self.curves.append(history.curves)
+        self.trainings.append(history.describe())
+        for note in history.notes:
+            self.note(note)
         if history.search is not None:
             self.note(f"learning rate {history.search.suggestion:g}, found by a range test")
             self.show(history.search.study)

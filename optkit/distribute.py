@@ -129,10 +129,6 @@ class Crew:
         return np.asarray(total)
 
 
-#: A process without a strategy.
-ALONE = Crew()
-
-
 def crew_of(strategy: Any) -> Crew:
     """The crew of a strategy.
 
@@ -204,3 +200,7 @@ def _read(content: bytes) -> Bundle | None:
             raise known(message)
         raise OptkitError(f"{said['failed']} {message}")
     return Bundle.from_bytes(rest) if kind == b"+" else None
+
+
+#: A process without a strategy.
+ALONE = Crew()

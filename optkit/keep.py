@@ -15,6 +15,7 @@ from optkit.measuring import Measured
 from optkit.prepare import Options, Prepared
 from optkit.report import Report
 from optkit.runtime import tf_keras
+from optkit.training import Places
 from optkit.workdir import StoredStage, Workdir, stage_key, unique_key
 
 __all__ = ["BASELINE", "Keeper"]
@@ -130,6 +131,12 @@ class Keeper:
                 found |= own_parts(model)
         return found if self.model is None else found | own_parts(self.model)
 
+    def places(self, key: str | None) -> Places | None:
+        """Where trainings of a stage keep how far they are; ``None`` where nobody could go on."""
+        if self.workdir is None or key is None:
+            return None
+        return Places(self.workdir.checkpoints(key))
+
     def keep(self, name: str, state: State, facts: dict[str, Any], key: str | None) -> str:
         """Writes a stage, also one that no later run will find, so that `Run` can show it.
 
@@ -153,6 +160,7 @@ class Keeper:
         )
         if reason is None:
             self._keys[name] = key
+            self.workdir.drop_checkpoints(key)
         else:
             self._note(reason)
         return fingerprint
@@ -224,6 +232,8 @@ class Keeper:
             current=BASELINE if final is None else final.name,
             measure_key=self._measure_key or _UNKNOWN,
         )
+        if not any(row.status in ("cancelled", "failed") for row in report.rows):
+            self.workdir.drop_checkpoints()  # of stages that nothing asks for any more
 
     def _note(self, note: str) -> None:
         if note not in self.notes:

@@ -202,12 +202,14 @@ class Runner:
         if stored is not None and self._still_holds(stored):
             context.notes[:] = stored.facts["notes"]
             context.curves[:] = stored.facts["curves"]
+            context.trainings[:] = stored.facts.get("trainings", ())
             context.studies[:] = map(Study.from_dict, stored.facts["studies"])
             self.state = _restored(stored, self.state.recipe)
             self.fingerprint = stored.fingerprint
             self.stages[name] = stored.artifact
             self._send("reused", number, name)
             return dataclasses.replace(row, seconds=stored.facts["seconds"])
+        context.places = self.kept.places(key)
         began = time.perf_counter()
         with isolated(context.seed):
             state = self._checked(item, item.apply(self.state, context))
@@ -217,6 +219,7 @@ class Runner:
         self.stages[name] = state.artifact  # finished, whatever happens from here on
         item.review(came_in, state.artifact, context)
         facts: dict[str, Any] = {"notes": context.notes, "curves": context.curves}
+        facts["trainings"] = context.trainings
         facts["studies"] = [study.to_dict() for study in context.studies]
         facts |= {"seconds": seconds, "goals": None, "timing": None}
         if context.goals_seen:
@@ -651,6 +654,7 @@ def _told(row: Row, context: Context, *notes: str) -> Row:
         row,
         notes=(*context.notes, *notes),
         curves=tuple(context.curves),
+        trainings=tuple(context.trainings),
         studies=tuple(context.studies),
     )
 

@@ -64,6 +64,9 @@ class Row:
         notes: What the pass has to say of this run.
         curves: For each training of the pass its figures by name (``"loss"``, ``"val_metric"``, …),
             one value an epoch.
+        trainings: For each training of the pass, in the order of ``curves``: ``"epochs"`` that it
+            took, the epoch that was ``"kept"``, from 1, whether it ``"stopped_early"``, and a list
+            of the epochs behind which it was ``"resumed"`` after its process had been killed.
         studies: What the pass has looked into, as tables with charts.
     """
 
@@ -83,6 +86,7 @@ class Row:
     seconds: float | None = None
     notes: tuple[str, ...] = ()
     curves: tuple[dict[str, list[float]], ...] = ()
+    trainings: tuple[dict[str, Any], ...] = ()
     output_changes: dict[str, OutputChange] | None = None
     studies: tuple[Study, ...] = ()
 
@@ -99,6 +103,9 @@ class Row:
         values["curves"] = [
             {name: list(figures) for name, figures in curves.items()} for curves in self.curves
         ]
+        values["trainings"] = [dict(item) for item in self.trainings]
+        if not self.trainings:
+            del values["trainings"]  # most passes train nothing
         if self.studies:
             values["studies"] = [study.to_dict() for study in self.studies]
         else:
@@ -128,6 +135,7 @@ class Row:
                 for name, item in values["output_changes"].items()
             }
         values["studies"] = tuple(map(Study.from_dict, values.get("studies", ())))
+        values["trainings"] = tuple(values.get("trainings", ()))
         # A loss that was not finite is null in JSON, which knows no other numbers.
         values["curves"] = tuple(
             {

@@ -1,5 +1,6 @@
 """The one way in which every pass trains: by the recipe, seeded, with constraints kept."""
 
+from optkit.training.checkpoint import Places, Resumable
 from optkit.training.loop import History, fit
 from optkit.training.optimizers import (
     DEFAULT_LEARNING_RATE,
@@ -17,7 +18,9 @@ __all__ = [
     "DEFAULT_LEARNING_RATE",
     "History",
     "LearningRateSearch",
+    "Places",
     "RateRange",
+    "Resumable",
     "Steps",
     "check_compiled_optimizer",
     "check_learning_rate",

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from optkit.bundle import Bundle
+from optkit.bundle import Bundle, BundleError
+from optkit.distribute import ALONE, Crew
 from optkit.models import is_variable
-from optkit.runtime import tf_keras
+from optkit.runtime import derive_seed, tf_keras
 from optkit.training.watch import Watch
 
-__all__ = ["Checkpoint", "Place", "Resumable", "Snapshot", "signature_of"]
+__all__ = [
+    "Checkpoint",
+    "Place",
+    "Places",
+    "Resumable",
+    "Snapshot",
+    "begin_anew",
+    "build_optimizer",
+    "optimizer_variables",
+    "signature_of",
+]
 
 _LOG = logging.getLogger("optkit")
 _SHORTEST = 1.0  # seconds between two checkpoints at least
@@ -38,17 +49,69 @@ class Resumable(Protocol):
         """Takes up what `state` gave; called with ``self.model`` set, behind ``on_train_begin``."""
 
 
-class Place(Protocol):
-    """Where one training of a pass keeps how far it is."""
+class Place:
+    """Where one training of a pass keeps how far it is.
+
+    Args:
+        path: The file; only the chief of the crew looks at it.
+        crew: Those who train together.
+    """
+
+    def __init__(self, path: Path, crew: Crew = ALONE):
+        self.path, self._crew = path, crew
+        self._given_up = False
 
     def read(self) -> Bundle | None:
         """What is kept; ``None`` for nothing that can be relied on."""
+        return self._crew.share(self._read)
+
+    def _read(self) -> Bundle | None:
+        try:
+            return Bundle.read(self.path)
+        except BundleError as error:
+            _LOG.warning("the checkpoint in %s is damaged (%s) and not used", self.path, error)
+            return None
 
     def agreed(self, wanted: bool) -> bool:
         """What all who train together do, where it depends on the clock."""
+        return self._crew.agreed(wanted and not self._given_up)
 
     def write(self, bundle: Bundle) -> None:
-        """Keeps this instead of what was kept."""
+        """Keeps this instead of what was kept. Where that fails, the training goes on without."""
+        if not self._crew.chief:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            bundle.write(self.path)
+        except OSError as error:
+            _LOG.warning("no further checkpoints, as %s cannot be written: %s", self.path, error)
+            self._given_up = True
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the trainings of a pass keep how far they are.
+
+    Args:
+        folder: A folder of the pass's own.
+        crew: Those who train together.
+        branch: Which of several ways to do the work of the pass it is.
+    """
+
+    folder: Path
+    crew: Crew = ALONE
+    branch: tuple[str, ...] = ()
+
+    def of_branch(self, purpose: str) -> Places:
+        """Those of one way to do the work of the pass."""
+        return replace(self, branch=(*self.branch, purpose))
+
+    def training(self, number: int) -> Place:
+        """That of a training, by its number from 1."""
+        name = f"training-{number}"
+        if self.branch:
+            name += f"-{derive_seed(*self.branch):08x}"
+        return Place(self.folder / f"{name}.checkpoint", self.crew)
 
 
 @dataclass(frozen=True)
@@ -70,20 +133,20 @@ class Snapshot:
     bundle: Bundle = field(repr=False)
 
 
-def signature_of(model: Any, settings: Mapping[str, Any]) -> str:
+def signature_of(model: Any, settings: Sequence[Any]) -> str:
     """What a training is known by: the model as it goes in, weights included, and its settings.
 
     Args:
         model: The model to train.
-        settings: Plain values.
+        settings: Numbers and texts.
     """
-    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode())
+    digest = hashlib.blake2b(repr(settings).encode())
     trained = {id(variable) for variable in model.trainable_variables}
     for variable in _variables(model):
         value = np.ascontiguousarray(variable.numpy())
-        described = (variable.name, str(value.dtype), value.shape, id(variable) in trained)
-        digest.update(repr(described[1:]).encode())
-        digest.update(value.reshape(-1).view(np.uint8))
+        described = (value.dtype.name, value.shape, id(variable) in trained)
+        digest.update(repr(described).encode())
+        digest.update(value.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()[:40]
 
 
@@ -96,7 +159,6 @@ class Checkpoint:
         trainer: The compiled model that trains.
         watch: Looks on.
         callbacks: The callbacks of the training whose state is kept.
-        settle: Called once the weights are those of the checkpoint.
 
     Attributes:
         found: What an earlier process has left; ``None`` for nothing.
@@ -110,9 +172,8 @@ class Checkpoint:
         trainer: Any,
         watch: Watch,
         callbacks: Sequence[Any],
-        settle: Callable[[], None],
     ):
-        self.place, self.signature, self.settle = place, signature, settle
+        self.place, self.signature = place, signature
         self.trainer, self.watch = trainer, watch
         self.callbacks = [item for item in callbacks if _keeps(item) is not None]
         self.found = self._find()
@@ -130,7 +191,8 @@ class Checkpoint:
         if bundle is None:
             return None
         values = bundle.values
-        if values["signature"] != self.signature:
+        same = len(values["callbacks"]) == len(self.callbacks)
+        if values["signature"] != self.signature or not same:
             _LOG.info("a checkpoint is of another training, and not used")
             return None
         return Snapshot(
@@ -140,6 +202,17 @@ class Checkpoint:
             tuple(values["resumed"]),
             bundle,
         )
+
+    @property
+    def first_epoch(self) -> int:
+        """Number of the epoch to begin with, from 0."""
+        return 0 if self.found is None else self.found.epoch
+
+    def last_epoch(self, epochs: int) -> int:
+        """Epochs at the end, where so many are asked for: no more where it had ended before."""
+        found = self.found
+        ended = found is not None and (found.finished or found.bundle.values["stopped"])
+        return self.first_epoch if ended else epochs
 
     @property
     def resumed(self) -> tuple[int, ...]:
@@ -211,7 +284,7 @@ class Checkpoint:
             "finished": finished,
             "curves": self._curves,
             "resumed": list(self._resumed),
-            "best": None if watch.best is None else list(watch.best),
+            "best": None if watch.best is None else [float(part) for part in watch.best],
             "best_epoch": watch.best_epoch,
             "best_is_elsewhere": older,
             "stopped": watch.stopped,
@@ -227,7 +300,7 @@ class Checkpoint:
         if not self.found.finished:
             build_optimizer(self.trainer)
             _assign(optimizer_variables(self.trainer), arrays, "optimizer")
-        self.settle()
+        self.trainer.settle()
         watch = self.watch
         watch.best_epoch, watch.stopped = values["best_epoch"], values["stopped"]
         if values["best"] is not None:
@@ -342,6 +415,9 @@ def optimizer_variables(trainer: Any) -> list[Any]:
     for optimizer in _optimizers(trainer.optimizer):
         variables = optimizer.variables
         listed = list(variables() if callable(variables) else variables)
+        rate = getattr(optimizer, "_learning_rate", None)  # which callbacks may set
+        if hasattr(rate, "assign"):
+            listed.append(rate)
         scale = getattr(optimizer, "_loss_scale", None)
         listed += list(getattr(scale, "_weights", {}).values())
         found |= {id(variable): variable for variable in listed}

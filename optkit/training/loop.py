@@ -12,15 +12,18 @@ from typing import Any
 
 from optkit.constraint import Constraint
 from optkit.data import BoundData
+from optkit.distribute import ALONE, Crew
 from optkit.errors import DataError, OptkitError, PipelineError
 from optkit.metric import Metric
 from optkit.models import is_compiled
 from optkit.recipe import Recipe
 from optkit.runtime import derive_seed, tf_keras
 from optkit.task import Loss, Task, replaced_loss
+from optkit.training.checkpoint import Checkpoint, Place, begin_anew, signature_of
 from optkit.training.optimizers import final_learning_rate, make_optimizer, peak_learning_rate
 from optkit.training.plan import METRIC, compile_arguments, plan_training
 from optkit.training.precision import with_loss_scaling
+from optkit.training.randomness import seeded_layers, unrepeatable_operations
 from optkit.training.range_test import LearningRateSearch, RateRange, range_test
 from optkit.training.steps import sampled, steps_of
 from optkit.training.stream import training_batches
@@ -44,6 +47,7 @@ class History:
         stopped_early: Whether patience ran out.
         search: How the learning rate was found; ``None`` where it was given.
         notes: What the reader of a report should know.
+        resumed: Epochs behind which it went on in another process, as the one before was killed.
     """
 
     curves: dict[str, list[float]]
@@ -52,6 +56,16 @@ class History:
     stopped_early: bool
     search: LearningRateSearch | None = None
     notes: tuple[str, ...] = ()
+    resumed: tuple[int, ...] = ()
+
+    def describe(self) -> dict[str, Any]:
+        """What a reader of the curves should know besides, as plain values."""
+        return {
+            "epochs": self.epochs,
+            "kept": self.best_epoch,
+            "stopped_early": self.stopped_early,
+            "resumed": list(self.resumed),
+        }
 
 
 def fit(
@@ -74,12 +88,15 @@ def fit(
     rate_factors: Mapping[str, float] | None = None,
     callbacks: Sequence[Any] = (),
     rates: RateRange | None = None,
+    place: Place | None = None,
+    crew: Crew = ALONE,
     on_epoch: Callable[[int, int, dict[str, float]], None] | None = None,
 ) -> History:
     """Trains a model in place. See `Context.fit` for the arguments that passes give.
 
     With ``learning_rate="auto"``, ``rates`` are those that are tried, and with no ``epochs``
-    nothing else is done.
+    nothing else is done. What a killed process has left in ``place`` is gone on from. All of the
+    ``crew`` train together.
     """
     split = data.train
     if split is None:
@@ -93,14 +110,17 @@ def fit(
             "weights (sample or class weights). Leave out one of them."
         )
     plan = plan_training(task, metric, loss, soft=recipe.softens_targets)
-    batches = training_batches(split, recipe, plan, seed)
     compiled = source.optimizer if is_compiled(source) else None
     optimizers = (optimizer, recipe.optimizer, compiled)
     steps = steps_of(split, recipe)
 
     hindered = hindrance(model) if recipe.jit else None
     jit = bool(recipe.jit) and hindered is None
-    with working_twin(model, precision=recipe.precision, jit=jit) as working:
+    known = None
+    if place is not None:
+        known = signature_of(model, (epochs, learning_rate, weight_decay, patience, settled_after))
+    twin = working_twin(model, precision=recipe.precision, strategy=crew.strategy)
+    with twin as working, crew.scope():
 
         def trainer_at(rate: Any) -> Any:
             trainer = make_trainer(
@@ -145,6 +165,14 @@ def fit(
         if len(metric.judged) == 1:
             watched = (f"{metric.judged[0]}_{METRIC}", metric.parts[metric.judged[0]].sign())
         watch = Watch(watched, patience, settled_after, on_epoch)
+        # The pass's own callbacks first: pruning must mask the weights before they are kept.
+        own = [*callbacks, *(make() for make in recipe.callbacks)]
+        keeping = [_telling_rates(), *own, watch.callback()]
+        checkpoint, first, last = None, 0, epochs
+        if place is not None and known is not None:
+            checkpoint = Checkpoint(place, known, trainer=trainer, watch=watch, callbacks=own)
+            keeping.append(checkpoint.callback())
+            first, last = checkpoint.first_epoch, checkpoint.last_epoch(epochs)
         validation = None
         if patience is not None:
             if data.validation is None:
@@ -152,20 +180,21 @@ def fit(
             validation = data.validation.batches(weighted=True)
             if plan.rows:
                 validation = validation.map(lambda x, y, *weights: (x, plan.dense(y), *weights))
-        history = trainer.fit(
-            batches,
-            epochs=epochs,
-            steps_per_epoch=split.steps,
-            validation_data=validation,
-            verbose=0,
-            # The pass's own callbacks first: pruning must mask the weights before they are kept.
-            callbacks=[
-                _telling_rates(),
-                *callbacks,
-                *(make() for make in recipe.callbacks),
-                watch.callback(),
-            ],
-        )
+        with seeded_layers(trainer, derive_seed(seed, "layers")) as seeding:
+            history = trainer.fit(
+                training_batches(split, recipe, plan, seed, first_epoch=first),
+                initial_epoch=first,
+                epochs=last,
+                steps_per_epoch=split.steps,
+                validation_data=validation,
+                verbose=0,
+                callbacks=[seeding, *keeping],
+            )
+        trained = first + len(history.epoch)
+        if checkpoint is not None and not watch.diverged:
+            checkpoint.finish(trained)
+    # Tracing has drawn from the global generators, as a training that was finished before has not.
+    tf_keras().utils.set_random_seed(derive_seed(seed, "behind"))
     hindered = hindered or trainer.not_compiled
     if watch.diverged:
         raise OptkitError(
@@ -173,9 +202,41 @@ def fit(
             "Lower the learning rate, or look for extreme values in the data."
         )
     curves = {name: [float(v) for v in values] for name, values in history.history.items()}
-    trained = len(history.epoch)
-    notes = (f"trained without XLA: {hindered}",) if hindered else ()
-    return History(curves, trained, watch.best_epoch or trained, watch.stopped, search, notes)
+    notes = [*split.notes, *([f"trained without XLA: {hindered}"] if hindered else [])]
+    resumed: tuple[int, ...] = ()
+    if checkpoint is not None:
+        curves, resumed = checkpoint.curves, checkpoint.resumed
+        if first and history.epoch:
+            notes += _differing(first, own, recipe, trainer)
+    return History(
+        curves,
+        trained,
+        watch.best_epoch or trained,
+        watch.stopped,
+        search,
+        tuple(notes),
+        resumed,
+    )
+
+
+def _differing(first: int, callbacks: Sequence[Any], recipe: Recipe, trainer: Any) -> list[str]:
+    """Says where a training that goes on may end otherwise than one that was not interrupted."""
+    reasons = []
+    if names := begin_anew(callbacks):
+        reasons.append(
+            f"what {', '.join(names)} held is lost (a callback keeps it that has `state` and "
+            "`restore`)"
+        )
+    if not all(getattr(item, "stateless", True) for item in recipe.augment):
+        reasons.append("the augmentation draws from seeds of its own")
+    if found := sorted({name for item in trainer.traced for name in unrepeatable_operations(item)}):
+        reasons.append(f"layers draw random numbers by {', '.join(found)}")
+    if not reasons:
+        return []
+    return [
+        f"went on behind epoch {first}, and may end otherwise than a run that was not interrupted: "
+        + "; ".join(reasons)
+    ]
 
 
 def _telling_rates() -> Any:
