@@ -27,6 +27,7 @@ LIBRARIES = ("tf_keras", "keras")
 
 #: Every pass by name, small. `{}` stands for the shape of the input, where one must be fixed.
 PASSES: dict[str, Callable[[], list[ok.Pass]]] = {
+    "AuditData": lambda: [ok.AuditData()],
     "Augment": lambda: [ok.Augment("photo"), ok.FineTune(epochs=1)],
     "AugmentText": lambda: [ok.AugmentText(), ok.FineTune(epochs=1)],
     "BNReestimate": lambda: [ok.BNReestimate()],

@@ -12,6 +12,7 @@ from optkit import passes
 from optkit.testing import check_pass, pass_contract, small_model
 
 TINY = [
+    ok.AuditData(checks=("leakage", "balance"), near=0.2, samples=60),
     ok.Augment("photo", rotation=5),
     ok.BNReestimate(include_frozen=True),
     ok.CutMix(0.5, mixup_alpha=0.2, switch_probability=0.4),
