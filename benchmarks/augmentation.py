@@ -8,7 +8,8 @@ loop in Python, and a ``tf.data`` map over samples with ``numpy_function``. All 
 What training needs is measured in the same run: samples a second of a small CNN that trains on images
 which lie ready. The stream starves it only if it gives fewer.
 
-Run it with ``python -m benchmarks.augmentation``.
+Run it with ``python -m benchmarks.augmentation``. With ``--accuracy`` it trains that CNN instead, from
+scratch on a part of CIFAR-10, once a seed and policy: the figures of the method cards.
 """
 
 from __future__ import annotations
@@ -28,6 +29,25 @@ BATCH = 32
 CLASSES = 10
 
 
+def small_cnn(size: int) -> Any:
+    """A CNN that trains fast, and so needs many samples a second."""
+    import tf_keras
+
+    layers = tf_keras.layers
+    return tf_keras.Sequential(
+        [
+            tf_keras.Input((size, size, 3), dtype="uint8"),
+            layers.Rescaling(1 / 255),
+            *(
+                layers.Conv2D(filters, 3, strides=2, padding="same", activation="relu")
+                for filters in (32, 64, 128)
+            ),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(CLASSES, activation="softmax"),
+        ]
+    )
+
+
 class Streams:
     """Ways to read the same images, each a ``tf.data.Dataset`` or an iterator of batches.
 
@@ -37,8 +57,6 @@ class Streams:
     """
 
     def __init__(self, size: int, samples: int):
-        import tf_keras
-
         import optkit as ok
         from optkit.models import signature
         from optkit.task import infer_loss, infer_task
@@ -47,19 +65,7 @@ class Streams:
         rng = np.random.default_rng(0)
         self.x = rng.integers(0, 256, (samples, size, size, 3), dtype="uint8")
         self.y = rng.integers(0, CLASSES, samples)
-        layers = tf_keras.layers
-        self.model = tf_keras.Sequential(
-            [
-                tf_keras.Input((size, size, 3), dtype="uint8"),
-                layers.Rescaling(1 / 255),
-                *(
-                    layers.Conv2D(filters, 3, strides=2, padding="same", activation="relu")
-                    for filters in (32, 64, 128)
-                ),
-                layers.GlobalAveragePooling2D(),
-                layers.Dense(CLASSES, activation="softmax"),
-            ]
-        )
+        self.model = small_cnn(size)
         data = ok.Data(train=(self.x, self.y), batch_size=BATCH)
         self.split = data.bind(signature(self.model)).train
         task = infer_task(self.model, self.y)
@@ -211,6 +217,60 @@ def _cases(streams: Streams) -> list[tuple[str, Callable[[], Any], str, Callable
     ]
 
 
+def show_accuracy(seeds: int, epochs: int, samples: int) -> dict[str, list[float]]:
+    """Trains from scratch with each policy; prints a table of the accuracies on ``test``."""
+    import tf_keras
+
+    import optkit as ok
+    from benchmarks.models import cifar_images
+
+    (x, y), test = cifar_images()
+    cases: dict[str, list[Any]] = {
+        "none": [],
+        'Augment("photo")': [ok.Augment("photo")],
+        'Augment("rand", horizontal_flip=True)': [ok.Augment("rand", horizontal_flip=True)],
+        'Augment("auto-cifar10", horizontal_flip=True)': [
+            ok.Augment("auto-cifar10", horizontal_flip=True)
+        ],
+        'Augment("augmix", horizontal_flip=True)': [ok.Augment("augmix", horizontal_flip=True)],
+        'Augment(["photo", "erase"])': [ok.Augment(["photo", "erase"])],
+        'MixUp(), Augment("photo")': [ok.MixUp(), ok.Augment("photo")],
+        'CutMix(), Augment("photo")': [ok.CutMix(), ok.Augment("photo")],
+        'CutMix(mixup_alpha=0.2), Augment("photo")': [
+            ok.CutMix(mixup_alpha=0.2),
+            ok.Augment("photo"),
+        ],
+    }
+    found: dict[str, list[float]] = {name: [] for name in cases}
+    for seed in range(seeds):
+        rows = np.random.default_rng(seed).permutation(len(x))[:samples]
+        data = ok.Data(train=(x[rows], y[rows]), test=test, batch_size=BATCH)
+        for name, passes in cases.items():
+            tf_keras.utils.set_random_seed(seed)
+            pipeline = ok.Pipeline(
+                [*passes, ok.FineTune(epochs, 1e-3, patience=None)],
+                loss="sparse_categorical_crossentropy",
+                seed=seed,
+            )
+            measure = ok.Measure(latency_seconds=0, memory=False)
+            result = pipeline.run(small_cnn(32), data, measure=measure)
+            found[name].append(result.report.final.accuracy)
+            print(f"seed {seed}, {name}: {found[name][-1]:.3f}", flush=True)
+    plain = found["none"]
+    table = []
+    for name, values in found.items():
+        gains = [100 * (one - other) for one, other in zip(values, plain, strict=True)]
+        table.append(
+            (
+                name,
+                f"{100 * np.mean(values):.1f} ({100 * min(values):.1f} – {100 * max(values):.1f})",
+                f"{np.mean(gains):+.1f} ({min(gains):+.1f} – {max(gains):+.1f})",
+            )
+        )
+    print("\n" + common.table(("recipe", "accuracy, %", "change, points"), table))
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -218,7 +278,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pairs", type=int, default=10, help="pairs of turns")
     parser.add_argument("--batches", type=int, default=60, help="batches a turn")
     parser.add_argument("--size", type=int, default=32, help="height and width of the images")
+    parser.add_argument("--accuracy", action="store_true", help="train with each instead")
+    parser.add_argument("--seeds", type=int, default=3, help="with --accuracy: trainings of each")
+    parser.add_argument("--epochs", type=int, default=40, help="with --accuracy: epochs of each")
+    parser.add_argument("--samples", type=int, default=4000, help="with --accuracy: images")
     options = parser.parse_args(arguments)
+    if options.accuracy:
+        seeds, epochs, samples = (
+            (1, 1, 200)
+            if options.quick
+            else (
+                options.seeds,
+                options.epochs,
+                options.samples,
+            )
+        )
+        found = show_accuracy(seeds, epochs, samples)
+        if options.json is not None:
+            common.write_json(
+                options.json, {"accuracy": found, "environment": common.environment()}
+            )
+        return 0
     pairs, batches = (2, 5) if options.quick else (options.pairs, options.batches)
 
     streams = Streams(options.size, 2048 if options.size <= 64 else 256)
