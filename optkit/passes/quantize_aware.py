@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,9 @@ class QuantizeAware(TrainPass):
         """Trains the twin and takes its weights."""
         split = context.data.train
         assert split is not None  # `needs` saw to it
+        if recipe.precision is not None:
+            recipe = replace(recipe, precision=None)
+            context.note("trained in float32: in 16 bits, values would be rounded twice")
         twin = make_twin(model, addressed(self.skip, model, "skip"), self.weight_bits)
         for note in twin.plan.describe():
             context.note(note)

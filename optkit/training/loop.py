@@ -144,14 +144,16 @@ def fit(
         if not isinstance(learning_rate, str):
             peak = learning_rate
         else:
-            search = range_test(
-                working,
-                trainer_at,
-                training_batches(split, recipe, plan, derive_seed(seed, "rates")),
-                accumulate=steps.accumulate,
-                seed=derive_seed(seed, "range test"),
-                tried=rates or RateRange(),
-            )
+            # XLA would draw from no seed at all.
+            with seeded_layers(working, derive_seed(seed, "layers")):
+                search = range_test(
+                    working,
+                    trainer_at,
+                    training_batches(split, recipe, plan, derive_seed(seed, "rates")),
+                    accumulate=steps.accumulate,
+                    seed=derive_seed(seed, "range test"),
+                    tried=rates or RateRange(),
+                )
             if not epochs:
                 return History({}, 0, 0, False, search)
             peak = search.suggestion

@@ -110,7 +110,7 @@ def compare_steps(
 
         def runner(how: Recipe) -> tuple[Any, Callable[[], Any]]:
             jit = bool(how.jit) and hindrance(model) is None
-            twin = stack.enter_context(working_twin(clone(model), precision=how.precision, jit=jit))
+            twin = stack.enter_context(working_twin(clone(model), precision=how.precision))
             trainer = make_trainer(twin, {}, {}, by_name=bool(task.parts))
             optimizer = make_optimizer((how.optimizer, compiled), None, None)
             trainer.compile(

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from optkit.models import clone, copy_state, sublayers
+from optkit.models import clone, copy_state
 from optkit.training.precision import replacement
 
 __all__ = ["working_twin"]
@@ -18,7 +18,7 @@ __all__ = ["working_twin"]
 
 @contextlib.contextmanager
 def working_twin(
-    model: Any, *, precision: str | None = None, jit: bool = False, strategy: Any = None
+    model: Any, *, precision: str | None = None, strategy: Any = None
 ) -> Iterator[Any]:
     """A copy of a model to train, whose weights become those of the model at the end.
 
@@ -30,13 +30,11 @@ def working_twin(
         model: A built functional or Sequential tf_keras model.
         precision: Policy under which layers of the copy compute, ``"mixed_float16"`` or
             ``"mixed_bfloat16"``, as far as they can; ``None`` for that of the model.
-        jit: Whether XLA is to compile the training. Random layers of the copy then draw from
-            generators that it knows: equal seeds would give other values each time otherwise.
         strategy: A ``tf.distribute`` strategy in whose scope the copy's variables are made;
             ``None`` for none. A model that was made in it is not copied for that.
 
     Yields:
-        The copy; the model itself where nothing takes one.
+        The copy; the model itself where neither is asked for.
 
     Example:
         >>> from optkit.testing import small_model
@@ -45,15 +43,10 @@ def working_twin(
         ...     twin.get_layer("conv").compute_dtype, twin.get_layer("classes").compute_dtype
         ('bfloat16', 'float32')
     """
-    in_place = strategy is None or _made_in(model, strategy)
-    generators = jit and _draws(model)
-    if precision is None and in_place and not generators:
+    if precision is None and (strategy is None or _made_in(model, strategy)):
         yield model
         return
-    with (
-        contextlib.nullcontext() if strategy is None else strategy.scope(),
-        _generators() if generators else contextlib.nullcontext(),
-    ):
+    with contextlib.nullcontext() if strategy is None else strategy.scope():
         if precision is None:
             twin = clone(model)
         else:
@@ -67,25 +60,3 @@ def _made_in(model: Any, strategy: Any) -> bool:
     """Whether all variables of a model belong to a strategy already."""
     created = strategy.extended.variable_created_in_scope
     return all(created(variable) for variable in model.variables)
-
-
-def _draws(model: Any) -> bool:
-    """Whether layers of a model draw from TensorFlow's global generator."""
-    return any(
-        getattr(getattr(layer, "_random_generator", None), "_rng_type", None) == "legacy_stateful"
-        for layer in sublayers(model)
-    )
-
-
-@contextlib.contextmanager
-def _generators() -> Iterator[None]:
-    """Layers that are made within draw from generators of their own."""
-    from tf_keras.src import backend
-
-    before = backend.is_tf_random_generator_enabled()
-    backend.enable_tf_random_generator()
-    try:
-        yield
-    finally:
-        if not before:
-            backend.disable_tf_random_generator()
