@@ -844,6 +844,7 @@ def test_token_ids_given_as_floats_are_told_how_to_give_them():
         ({"translate": (len, 3)}, "must be a pair"),
         ({"translations": "kept.sqlite"}, "`translate` is None"),
         ({"inputs": "text"}, "`inputs` must be a list of strings"),
+        ({"inputs": []}, "`inputs` is empty"),
         (NO_WORDS, "changes nothing"),
     ],
 )

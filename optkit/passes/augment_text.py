@@ -161,7 +161,8 @@ class AugmentText(RecipePass):
         _validate.number("retry_wait", self.retry_wait, minimum=0)
         _validate.optional(_validate.integer, "mask_token", self.mask_token, minimum=0)
         _validate.integer("padding_token", self.padding_token, minimum=0)
-        _validate.optional(_validate.texts, "inputs", self.inputs)
+        if self.inputs is not None and not _validate.texts("inputs", self.inputs):
+            raise PipelineError("`inputs` is empty. Name the inputs to change, or give None.")
         _validate.optional(_validate.path, "translations", self.translations)
         self._validate_synonyms()
         self._validate_keep()
