@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -625,6 +626,44 @@ def test_the_row_shows_the_classes_before_and_after(tmp_path):
     assert weighed.rows[0].studies[0].rows[1] == ("b", 20, 20, round(155 / 60, 4))
 
 
+def test_a_training_tells_what_it_was_trained_on_where_draws_differ():
+    x, y = table()
+    data = ok.Data(train=(x, y), test=(x, y))
+    training = ok.FineTune(epochs=1, patience=None)
+    for strategy, told in (("smote_enn", True), (SMOTE(), True), ("smote", False)):
+        items = [ok.Rebalance(strategy), training]
+        rows = ok.Pipeline(items, seed=3).run(dense(), data, measure=QUICK).report.rows
+        notes = [note for note in rows[1].notes if note.startswith("trained on")]
+        assert bool(notes) == told
+        assert any("of one draw" in note for note in rows[0].notes) == told
+        if strategy == "smote_enn":
+            counts = re.findall(r"\d: (\d+)", notes[0])
+            total = re.search(r"trained on (\d+) samples", notes[0])
+            assert sum(map(int, counts)) == int(total[1]) < 270
+
+
+def test_trainings_know_how_many_steps_they_have():
+    """Passes that plan by steps ask the context; a schedule that ends late leaves weights unpruned."""
+
+    class Spy(ok.TrainPass):
+        """Compares what was announced with what came."""
+
+        def train(self, model, recipe, context):
+            Spy.announced = context.steps(recipe).batches
+            counting = keras.callbacks.LambdaCallback(
+                on_train_batch_end=lambda batch, logs: Spy.came.append(batch)
+            )
+            context.fit(model, recipe, epochs=1, learning_rate=1e-3, callbacks=[counting])
+            return model
+
+    x, y = table()
+    data = ok.Data(train=(x, y), test=(x, y), batch_size=8)
+    for strategy in ("over", "under", "smote_enn"):
+        Spy.came = []
+        ok.Pipeline([ok.Rebalance(strategy), Spy()]).run(dense(), data, measure=QUICK)
+        assert Spy.announced == len(Spy.came) != 20
+
+
 def test_names_are_stored_and_samplers_are_fingerprinted(tmp_path):
     item = ok.Rebalance("smote_under", over_ratio=0.3, under_ratio=0.6, k_neighbors=3)
     pipeline = ok.Pipeline([item, ok.FineTune(epochs=1)])
@@ -686,6 +725,9 @@ def test_early_stopping_watches_balanced_accuracy():
     assert max(row.curves[0]["val_metric"]) == pytest.approx(row.validation_after, abs=1e-6)
     answers = result.model.predict(x, verbose=0).argmax(1)
     assert row.after.accuracy == pytest.approx(balanced_accuracy_score(y, answers))
+    smooth = ok.Pipeline([ok.LabelSmooth(0.1), *passes]).run(dense(), data, measure=measure)
+    row = smooth.report.rows[1]
+    assert max(row.curves[0]["val_metric"]) == pytest.approx(row.validation_after, abs=1e-6)
     model = keras.Sequential([keras.Input((4,)), layers.Dense(1)])
     data = ok.Data(train=(x, x[:, 0]), test=(x, x[:, 0]))
     with pytest.raises(PipelineError, match="needs classes of which a sample has one"):

@@ -136,6 +136,7 @@ class Split(abc.ABC):
         fingerprint: Changes with the content; ``None`` where that cannot be known.
         weighted: Whether its samples have weights.
         labelled: Whether its samples came with targets; those of calibration need none.
+        notes: What the row of a training on it must say.
     """
 
     name: str
@@ -146,6 +147,7 @@ class Split(abc.ABC):
     fingerprint: str | None
     weighted: bool = False
     labelled: bool = True
+    notes: tuple[str, ...] = ()
 
     @property
     def identity(self) -> tuple[Any, ...] | None:

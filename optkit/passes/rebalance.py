@@ -36,6 +36,7 @@ from optkit.study import Chart, Study
 
 __all__ = ["Rebalance"]
 
+_TOLD = 10  # classes whose counts a note tells one by one
 _COUNTED = 1024  # targets of a stream that are looked at before anything runs
 
 
@@ -59,7 +60,22 @@ class _Sampling:
         return bool(self.strategy == "class_weight")
 
     def __call__(self, split: Split, seed: int) -> Split:
-        return self.draw(split, seed).split
+        drawn = self.draw(split, seed)
+        if self.varies:
+            counts = ", ".join(f"{number}: {count:,}" for number, count in drawn.after.items())
+            if len(drawn.after) > _TOLD:
+                counts = (
+                    f"{min(drawn.after.values()):,} to {max(drawn.after.values()):,} of a class"
+                )
+            drawn.split.notes = (f"trained on {drawn.samples:,} samples an epoch ({counts})",)
+        return drawn.split
+
+    @property
+    def varies(self) -> bool:
+        """Whether another draw may give other counts."""
+        if isinstance(self.strategy, str):
+            return STRATEGIES[self.strategy].cleans
+        return not all(map(draws_at_random, as_samplers(self.strategy, None, None, None)))
 
     def draw(self, split: Split, seed: int) -> Drawn:
         """Draws from the training split."""
@@ -327,7 +343,7 @@ class Rebalance(RecipePass):
             raise DataError("Rebalance needs a `train` split.")
         drawn = sampling.draw(split, context.derive_seed("sample"))
         context.show(self._study(drawn, context))
-        for note in self._notes(drawn, split, context):
+        for note in self._notes(drawn, split, varies=sampling.varies):
             context.note(note)
         return amended
 
@@ -355,7 +371,7 @@ class Rebalance(RecipePass):
             chart=Chart("bar", x="class", y=figures),
         )
 
-    def _notes(self, drawn: Drawn, split: Split, context: Context) -> list[str]:
+    def _notes(self, drawn: Drawn, split: Split, *, varies: bool) -> list[str]:
         notes = []
         before = sum(drawn.before.values())
         if drawn.weights is not None:
@@ -375,10 +391,10 @@ class Rebalance(RecipePass):
             )
             if drawn.after == drawn.before:
                 notes.append("the classes have these shares already, or the sampler found nothing")
-            if self._varies:
+            if varies:
                 notes.append(
-                    "counts after are of one draw: each training draws anew, and how many samples "
-                    "go depends on those that were made"
+                    "counts after are of one draw: each training draws anew, and its row says what "
+                    "it was trained on"
                 )
             if made and split.weighted:
                 notes.append("samples that were made weigh what those of their class do on average")
@@ -387,13 +403,6 @@ class Rebalance(RecipePass):
         if drawn.made:
             notes += self._warnings(split)
         return notes
-
-    @property
-    def _varies(self) -> bool:
-        """Whether another draw may give other counts."""
-        if isinstance(self.strategy, str):
-            return STRATEGIES[self.strategy].cleans
-        return not all(map(draws_at_random, self._samplers()))
 
     def _warnings(self, split: Split) -> list[str]:
         if images := images_among(split.inputs):

@@ -127,8 +127,9 @@ def _counts(labels: np.ndarray) -> dict[int, int]:
 
 
 def _failure(sampler: Any, error: Exception) -> str:
+    said = first_line(error).rstrip(".")
     return (
-        f"{type(sampler).__name__} cannot resample `train`: {first_line(error)}. Lower "
+        f"{type(sampler).__name__} cannot resample `train`: {said}. Lower "
         "`k_neighbors` where a class has few samples, or use a strategy that needs less of the "
         "data: 'smote', 'over' or 'class_weight'."
     )

@@ -54,7 +54,7 @@ def plan_training(task: Task, metric: Metric, loss: Loss, *, soft: bool) -> Plan
         if part is not before:
             rows[name] = part.classes
         # A metric of the user's own may not take one-hot rows; then the loss alone is watched.
-        unfit = own.keras is not None and part is not before
+        unfit = own.keras is not None and not own.takes_rows and part is not before
         watched[name] = [] if unfit else _training_metric(part, own)
     return Plan(wide, loss, watched, rows)
 
