@@ -112,6 +112,7 @@ class Streams:
         """The same in a parallel map over the samples, as guides show it."""
         import tensorflow as tf
 
+        @tf.autograph.experimental.do_not_convert
         def augmented(x: Any, y: Any) -> Any:
             out = tf.numpy_function(lambda image: transform(image=image)["image"], [x], tf.uint8)
             return tf.ensure_shape(out, x.shape), y
@@ -311,9 +312,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         demand = common.in_turns(train, read, pairs)
         samples = BATCH * batches
         rate, rate_other = (samples / common.median(side) for side in (turns.second, turns.first))
+        takes = samples / common.median(demand.first)
         outcome.figures[f"{name} against {other}"] = {
             "samples_per_second": rate,
             "samples_per_second_other": rate_other,
+            "samples_per_second_training": takes,
             **turns.to_dict(),
             "against_training": demand.to_dict(),
         }
@@ -327,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 common.shown(demand.ratio, demand.ratio_ci, 1),
             )
         )
-        print(f"{name} against {other}: {rows[-1][4]}", flush=True)
+        print(f"{name} against {other}: {rows[-1][4]} (training takes {takes:,.0f}/s)", flush=True)
         outcome.hold(
             f"{name} gives more samples than training takes",
             f"{rows[-1][5]} times as many",

@@ -78,7 +78,9 @@ def beta(count: Any, alpha: float, seed: Any) -> Any:
     return tf.sigmoid(logarithms[0] - logarithms[1])
 
 
-def blended_targets(targets: Any, other: Any, share: Any, weights: Any, others: Any) -> Any:
+def blended_targets(
+    targets: Any, other: Any, share: Any, weights: Any, others: Any
+) -> tuple[Any, Any]:
     """Targets and weights of blends, so that the loss of a blend is that of its parts.
 
     Without weights a blend's target is ``share * target + (1 - share) * other``. With weights a and b
