@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -31,6 +31,7 @@ from optkit.report.text import is_share
 
 __all__ = [
     "FIGURES",
+    "PANELS",
     "LayerPair",
     "Training",
     "draw_bar_panel",
@@ -51,6 +52,7 @@ _CLASSES = 25  # classes shown at most
 _LAYERS = 30  # layers shown at most
 _MARKED = 40  # epochs up to which each has a marker; more would run into one another
 _NAME = 28  # characters of a name at most
+_RATE = "learning_rate"  # the curve that is neither a loss nor a metric
 
 
 class _Bar(NamedTuple):
@@ -295,13 +297,17 @@ def draw_layers(report: Report, axes: Axes) -> None:
         axes.set_title(f"the {len(pairs)} largest of {total} layers", **text_options(9))
 
 
+#: Panels that every training has: losses and metrics.
+PANELS = 2
+
+
 class Training(NamedTuple):
     """One training of a pass.
 
     Attributes:
         name: Number and name of the pass.
-        groups: Its losses, then its other figures, as far as it has any: by name, one value an
-            epoch.
+        groups: Its losses, its other figures, and its learning rate where that changed, as far as
+            it has any: by name, one value an epoch.
     """
 
     name: str
@@ -315,20 +321,23 @@ def trainings(report: Report) -> list[Training]:
         for i, figures in enumerate(row.curves, 1):
             known = {name: values for name, values in figures.items() if len(values)}
             losses = {name: values for name, values in known.items() if "loss" in name}
+            rates = {_RATE: known.pop(_RATE)} if _RATE in known else {}
             others = {name: values for name, values in known.items() if "loss" not in name}
+            if len(set(rates.get(_RATE, ()))) < 2:
+                rates = {}  # a constant rate is a setting of the pass, and no curve
             if known:
                 number = f", training {i}" if len(row.curves) > 1 else ""
                 name = f"{row.index} {plain(row.name, _NAME)}{number}"
-                found.append(Training(name, [group for group in (losses, others) if group]))
+                found.append(Training(name, [group for group in (losses, others, rates) if group]))
     return found
 
 
 def draw_training(training: Training, panels: Sequence[Axes]) -> None:
     """Each group of figures of a training in one panel, from the top."""
-    for axes, figures in zip_longest(panels, training.groups):
+    for place, (axes, figures) in enumerate(zip_longest(panels, training.groups)):
         prepared(axes)
         if not figures:
-            absent(axes)
+            absent(axes, "not measured" if place < PANELS else "")
             continue
         for number, (name, values) in enumerate(figures.items()):
             colour, marker = SHAPES[number % len(SHAPES)]
@@ -343,7 +352,8 @@ def draw_training(training: Training, panels: Sequence[Axes]) -> None:
                 label=plain(name, 20),
             )
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.ticklabel_format(axis="y", style="plain", useOffset=False)
+        style: Any = "sci" if _RATE in figures else "plain"
+        axes.ticklabel_format(axis="y", style=style, scilimits=(-2, 3), useOffset=False)
         legend = axes.legend(frameon=False, fontsize=7)
         for text in legend.get_texts():
             text.set(color=INK, parse_math=False, usetex=False)

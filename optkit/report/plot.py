@@ -22,6 +22,7 @@ from optkit.report.outputs import each_output
 from optkit.report.pareto import SIDES, draw_pareto
 from optkit.report.pictures import (
     FIGURES,
+    PANELS,
     draw_bar_panel,
     draw_classes,
     draw_layers,
@@ -99,7 +100,8 @@ def _curves(report: Report, make: FigureMaker | None) -> Any:
         prepared(axes)
         absent(axes, "no training")
         return np.array([[axes]])
-    panels = blank(3.4 * len(found), 4.6, make).subplots(2, len(found), squeeze=False)
+    rows = max(PANELS, *(len(training.groups) for training in found))
+    panels = blank(3.4 * len(found), 2.3 * rows, make).subplots(rows, len(found), squeeze=False)
     for column, training in enumerate(found):
         draw_training(training, panels[:, column])
     return panels
