@@ -123,11 +123,15 @@ class Streams:
 
 
 def seconds_to_read(stream: Any, batches: int) -> Callable[[], float]:
-    """A function that tells how long some more batches of a stream take."""
-    iterator = iter(stream)
+    """A function that tells how long some batches of a stream take.
+
+    Every turn reads from a new iterator, and drops it: what was read ahead while the other side had
+    its turn would come for nothing, and reading ahead would take the processor from the other side.
+    """
 
     def run() -> float:
-        for _ in itertools.islice(iterator, batches // 2 + 4):  # what was read ahead meanwhile
+        iterator = iter(stream)
+        for _ in itertools.islice(iterator, 2):  # starting it does not count
             pass
         began = time.perf_counter()
         for _ in itertools.islice(iterator, batches):
