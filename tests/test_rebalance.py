@@ -535,6 +535,7 @@ def test_one_output_of_several():
             "takes no `under_ratio`; these do: under, smote_",
         ),
         ({"strategy": "class_weight", "k_neighbors": 3}, "takes no `k_neighbors`"),
+        ({"strategy": "under", "features": "flat"}, "takes no `features`; these do: smote, border"),
         ({"strategy": "over", "over_ratio": 1.5}, r"in \(0, 1\]"),
         ({"strategy": "smote", "k_neighbors": 0}, "at least 1"),
         ({"strategy": SMOTE}, r"is the class SMOTE. Give an object of it: `SMOTE\(\)`"),
@@ -545,7 +546,7 @@ def test_one_output_of_several():
             {"strategy": SamplerPipeline([("scale", StandardScaler()), ("smote", SMOTE())])},
             r"`strategy.scale` \(StandardScaler\) changes features",
         ),
-        ({"features": 3}, "a Keras model, or the path of one. Received: 3"),
+        ({"strategy": "smote", "features": 3}, "a Keras model, or the path of one. Received: 3"),
     ],
 )
 def test_arguments_that_make_no_sense(arguments, message):

@@ -17,6 +17,7 @@ from optkit.sampling import (
     STRATEGIES,
     Drawn,
     Features,
+    Strategy,
     as_samplers,
     balanced_weights,
     count_classes,
@@ -183,21 +184,19 @@ class Rebalance(RecipePass):
         self._check_arguments()
 
     def _check_arguments(self) -> None:
-        given = {
+        given: dict[str, Any] = {
             "over_ratio": self.over_ratio,
             "under_ratio": self.under_ratio,
             "k_neighbors": self.k_neighbors,
         }
+        plain = isinstance(self.features, str) and self.features == "auto"
         if isinstance(self.strategy, str):
             _validate.one_of("strategy", self.strategy, tuple(STRATEGIES))
             defaults = STRATEGIES[self.strategy]
-            taken = {
-                "over_ratio": defaults.over is not None,
-                "under_ratio": defaults.under is not None,
-                "k_neighbors": defaults.neighbors is not None,
-            }
+            if not plain:
+                given["features"] = self.features
             for name, value in given.items():
-                if value is not None and not taken[name]:
+                if value is not None and not _takes(defaults, name):
                     having = [s for s, d in STRATEGIES.items() if _takes(d, name)]
                     raise PipelineError(
                         f"strategy={self.strategy!r} takes no `{name}`; these do: "
@@ -420,6 +419,6 @@ class Rebalance(RecipePass):
         return []
 
 
-def _takes(defaults: Any, name: str) -> bool:
-    own = {"over_ratio": "over", "under_ratio": "under", "k_neighbors": "neighbors"}
-    return getattr(defaults, own[name]) is not None
+def _takes(defaults: Strategy, name: str) -> bool:
+    own = {"over_ratio": defaults.over, "under_ratio": defaults.under}
+    return own.get(name, defaults.neighbors) is not None
