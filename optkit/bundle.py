@@ -75,11 +75,9 @@ class Bundle:
         header = json.dumps({"values": self.values, "arrays": listed}).encode()
         digest = hashlib.blake2b(digest_size=_DIGEST)
         yield _MAGIC
-        for part in (
-            len(header).to_bytes(_LENGTH, "little"),
-            header,
-            *(_bytes_of(array) for array in arrays.values()),
-        ):
+        parts: list[bytes | memoryview] = [len(header).to_bytes(_LENGTH, "little"), header]
+        parts += [_bytes_of(array) for array in arrays.values()]
+        for part in parts:
             digest.update(part)
             yield part
         yield digest.digest()

@@ -66,7 +66,8 @@ class Crew:
         self._left = True
 
     @property
-    def _alone(self) -> bool:
+    def alone(self) -> bool:
+        """Whether no other process takes part, or takes part any more."""
         return self.workers == 1 or self._left
 
     def share(self, make: Callable[[], Bundle | None]) -> Bundle | None:
@@ -78,7 +79,7 @@ class Crew:
         Raises:
             OptkitError: In every process, if it fails in the chief.
         """
-        if self._alone:
+        if self.alone:
             return make()
         if not self.chief:
             return _read(self._send(None))
@@ -98,7 +99,7 @@ class Crew:
 
     def any_of(self, mine: bool) -> bool:
         """Whether it is so in any of the processes."""
-        return mine if self._alone else bool(self._sum(np.array([int(mine)], np.int32), None)[0])
+        return mine if self.alone else bool(self._sum(np.array([int(mine)], np.int32), None)[0])
 
     def _send(self, content: bytes | None) -> bytes:
         """Bytes of the chief in all processes; the others give ``None``.

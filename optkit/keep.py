@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from optkit.base import Pass
@@ -91,7 +92,10 @@ class Keeper:
                 "fingerprint; give `Data(fingerprint=…)`"
             )
             return None
+        # Batch normalization, for one, looks at the share of a replica.
+        together = {} if self.options.crew.replicas == 1 else {"crew": self.options.crew.describe()}
         key, reason = stage_key(
+            **together,
             incoming=incoming,
             constraints=context.constraints,
             learned=learned,
@@ -117,13 +121,13 @@ class Keeper:
         """The stage of that key, which becomes a stage of this run under a name."""
         if self.workdir is None or key is None:
             return None
-        stored = self.workdir.find(key, self._own_parts)
+        stored = self.workdir.find(key, self.own_parts)
         if stored is not None:
             self._keys[name] = key
         return stored
 
     @functools.cached_property
-    def _own_parts(self) -> dict[str, Any]:
+    def own_parts(self) -> dict[str, Any]:
         """Classes of the user's that models of this run may be made of."""
         found: dict[str, Any] = {}
         for _, _, item in self.prepared.steps:
@@ -133,9 +137,12 @@ class Keeper:
 
     def places(self, key: str | None) -> Places | None:
         """Where trainings of a stage keep how far they are; ``None`` where nobody could go on."""
-        if self.workdir is None or key is None:
-            return None
-        return Places(self.workdir.checkpoints(key))
+        crew = self.options.crew
+        folder = None
+        if self.workdir is not None and key is not None:
+            folder = self.workdir.checkpoints(key)
+        # All who train together take part where the chief keeps something.
+        return Places(folder or Path(), crew) if crew.agreed(folder is not None) else None
 
     def keep(self, name: str, state: State, facts: dict[str, Any], key: str | None) -> str:
         """Writes a stage, also one that no later run will find, so that `Run` can show it.

@@ -16,6 +16,7 @@ from optkit import _validate
 from optkit.artifact.base import write_atomically
 from optkit.base import Pass, pass_class, pass_key
 from optkit.data import Data
+from optkit.distribute import crew_of
 from optkit.entrance import admit
 from optkit.errors import ArgumentTypeError, PipelineError
 from optkit.goals import Goals
@@ -236,6 +237,7 @@ class Pipeline:
         measure: Measure | None = None,
         stop: Callable[[], Any] | None = None,
         tensorboard: str | os.PathLike[str] | None = None,
+        strategy: Any = None,
     ) -> Result:
         """Runs the passes on a copy of the model and measures every stage.
 
@@ -261,6 +263,11 @@ class Pipeline:
                 training batch; the run ends when it gives something true.
             tensorboard: Folder for TensorBoard: curves and a profile of every training, figures
                 of every stage.
+            strategy: A ``tf.distribute`` strategy that every training is done under:
+                ``MirroredStrategy`` for several devices of this machine,
+                ``MultiWorkerMirroredStrategy`` for several processes, each of which runs this very
+                call. The batch size of the data is that of all devices together. Only the chief
+                measures, shows progress and writes; every process returns the same.
 
         Returns:
             The artifact to deploy, every stage, and the report.
@@ -278,13 +285,19 @@ class Pipeline:
             >>> result.report.met
             True
         """
-        options = self._options(measure, stop, tensorboard)
+        crew = crew_of(strategy)
+        options = dataclasses.replace(self._options(measure, stop, tensorboard), crew=crew)
         with contextlib.ExitStack() as stack:
             stack.enter_context(isolated(derive_seed(self.seed, "run")))
-            shown = stack.enter_context(Progress(progress, len(self)))
+            shown = stack.enter_context(Progress(progress if crew.chief else False, len(self)))
             prepared = self._prepare(model, data, options)
-            kept = None if workdir is None else stack.enter_context(Workdir(workdir))
-            meter = stack.enter_context(self._meter(prepared, options))
+            opened: list[Workdir] = []  # by the chief; where it cannot, all are told
+            if workdir is not None:
+                crew.share(lambda: opened.append(stack.enter_context(Workdir(workdir))))
+            meter = self._meter(prepared, options)
+            kept = opened[0] if opened else None
+            if crew.chief:
+                stack.enter_context(meter)
             runner = Runner(prepared, meter=meter, progress=shown, options=options, workdir=kept)
             return runner.run()
 

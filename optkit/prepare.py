@@ -12,6 +12,7 @@ from optkit.artifact import Artifact
 from optkit.base import InspectPass, Pass, RecipePass
 from optkit.context import Setting
 from optkit.data import ArraySplit, BoundData, Data, Split, weigh_classes
+from optkit.distribute import ALONE, Crew
 from optkit.entrance import Admitted
 from optkit.errors import OptkitError, PipelineError, first_line
 from optkit.goals import Goals
@@ -55,6 +56,8 @@ class Options:
     tensorboard: Path | None = None
     #: Whether the run makes itself the one that its workdir shows.
     record: bool = True
+    #: Those who do it together.
+    crew: Crew = ALONE
 
 
 @dataclass(frozen=True)

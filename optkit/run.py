@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from optkit import tensorboard
 from optkit.artifact import Artifact, KerasArtifact
 from optkit.base import Pass, RecipePass
+from optkit.bundle import Bundle
 from optkit.context import Context, Setting, State
 from optkit.convert import convert
 from optkit.data import Split
 from optkit.environment import describe_run
 from optkit.errors import ModelError, OptkitError, PassError, Stopped
-from optkit.goals import Goal
+from optkit.fingerprint import Unfingerprintable, artifact_fingerprint
+from optkit.goals import Goal, Goals
 from optkit.keep import BASELINE, Keeper
 from optkit.learned import LearnedRanges
 from optkit.measuring import Comparison, Interval, Measured, Meter
@@ -30,7 +34,7 @@ from optkit.result import Result
 from optkit.runtime import derive_seed, isolated, tf_keras
 from optkit.serialize import readable
 from optkit.study import Study
-from optkit.trial import Judge
+from optkit.trial import Judge, Verdict
 from optkit.workdir import StoredStage, Workdir
 
 __all__ = ["Runner"]
@@ -79,6 +83,7 @@ class Runner:
         self.prepared, self.admitted = prepared, prepared.admitted
         self.model = self.admitted.model
         self.meter, self.progress, self.options = meter, progress, options
+        self.crew = options.crew
         self.kept = Keeper(prepared, options, workdir)
         self.state = State(self.admitted.copy())
         came_in = self.state.artifact
@@ -109,7 +114,8 @@ class Runner:
         if self._known_baseline is None:
             self._tell_figures(0, BASELINE, self.latest)
         try:
-            if self.options.record and self.options.measure.baseline_runtime is not None:
+            wanted = self.options.record and self.options.measure.baseline_runtime is not None
+            if wanted and self.crew.chief:
                 self._measure_runtime_baseline()
         except KeyboardInterrupt as interrupt:
             self._end(interrupt, f"while {BASELINE} was measured as tflite")
@@ -126,9 +132,27 @@ class Runner:
         if self.options.guard == "end":
             self._guard_at_the_end(points)
         finished, stages = self._handed_out(self.state.artifact)
-        result = Result(finished, self.report(), stages, self.admitted.given)
+        result = Result(finished, self._shared_report(), stages, self.admitted.given)
         self.kept.record(result.report)
         return result
+
+    def _shared_report(self) -> Report:
+        """The chief's report, in all processes."""
+        if self.crew.alone:
+            return self.report()
+        mine: list[Report] = []
+
+        def text() -> Bundle:
+            mine.append(self.report())
+            return Bundle({"report": mine[0].to_json()})
+
+        sent = self.crew.share(text)
+        if mine or sent is None:
+            return mine[0]
+        with tempfile.TemporaryDirectory(prefix="optkit-") as folder:
+            path = Path(folder) / "report.json"
+            path.write_text(sent.values["report"], encoding="utf-8")
+            return Report.from_json(path)
 
     def _handed_out(self, artifact: Artifact) -> tuple[Artifact, dict[str, Artifact]]:
         """What was made, as the user shall have it: an artifact, and the stages."""
@@ -198,8 +222,8 @@ class Runner:
         key = self.kept.key(
             item, context, self.fingerprint, self.state.learned, self._recipe_passes
         )
-        stored = self.kept.find(name, key)
-        if stored is not None and self._still_holds(stored):
+        stored = self._found(name, key)
+        if stored is not None:
             context.notes[:] = stored.facts["notes"]
             context.curves[:] = stored.facts["curves"]
             context.trainings[:] = stored.facts.get("trainings", ())
@@ -214,6 +238,7 @@ class Runner:
         with isolated(context.seed):
             state = self._checked(item, item.apply(self.state, context))
         seconds = time.perf_counter() - began - context.seconds_aside
+        state = self._in_step(state)
         came_in, recipe = self.state.artifact, self.state.recipe
         self.state = state
         self.stages[name] = state.artifact  # finished, whatever happens from here on
@@ -232,6 +257,49 @@ class Runner:
         )
         self._send("finished", number, name)
         return dataclasses.replace(row, seconds=seconds)
+
+    def _found(self, name: str, key: str | None) -> StoredStage | None:
+        """What an earlier run has done, where the chief has it."""
+
+        def look() -> StoredStage | None:
+            stored = self.kept.find(name, key)
+            return stored if stored is not None and self._still_holds(stored) else None
+
+        if self.crew.alone:
+            return look()
+        mine: list[StoredStage] = []
+
+        def packed() -> Bundle | None:
+            mine.extend(filter(None, [look()]))
+            return mine[0].pack() if mine else None
+
+        sent = self.crew.share(packed)
+        if sent is None or mine:
+            return mine[0] if mine else None
+        return StoredStage.unpack(sent, self.kept.own_parts)
+
+    def _in_step(self, state: State) -> State:
+        """The state that the chief has: another machine may compute other last digits.
+
+        It is sent only where there is a difference. What cannot be sent, each keeps as it has it.
+        """
+        if self.crew.alone:
+            return state
+        try:
+            mine = artifact_fingerprint(state.artifact)
+        except Unfingerprintable:
+            mine = ""
+        chief = self.crew.share(lambda: Bundle({"fingerprint": mine}))
+        if not self.crew.any_of(chief is not None and chief.values["fingerprint"] != mine):
+            return state
+        learned = None if state.learned is None else state.learned.to_dict()
+        own = StoredStage(
+            state.artifact, dict(state.constraints), mine, {"learned": learned}, Path()
+        )
+        sent = self.crew.share(own.pack)
+        if self.crew.chief or sent is None:
+            return state
+        return _restored(StoredStage.unpack(sent, self.kept.own_parts), state.recipe)
 
     def _still_holds(self, stored: StoredStage) -> bool:
         """Whether what an earlier run decided by goals and by figures is what this one would."""
@@ -270,6 +338,20 @@ class Runner:
         )
 
     def _figures(self, name: str, artifact: Artifact) -> Measured:
+        """Figures of an artifact, taken by the chief."""
+        if self.crew.alone:
+            return self._own_figures(name, artifact)
+        mine: list[Measured] = []
+
+        def plain() -> Bundle:
+            mine.append(self._own_figures(name, artifact))
+            return Bundle(*mine[0].to_plain())
+
+        sent = self.crew.share(plain)
+        assert sent is not None  # figures there always are
+        return mine[0] if mine else Measured.from_plain(sent.values, dict(sent.arrays))
+
+    def _own_figures(self, name: str, artifact: Artifact) -> Measured:
         """Measures an artifact, unless an earlier run has measured it in the same way."""
         measured = self.kept.figures(name)
         if measured is None:
@@ -294,7 +376,7 @@ class Runner:
                 self.kept.keep(row.name, state, {"seconds": seconds}, key)
             else:
                 state, seconds = State(stored.artifact), stored.facts["seconds"]
-            measured = self._figures(row.name, state.artifact)
+            measured = self._own_figures(row.name, state.artifact)
         except Exception as error:
             _LOG.warning("the baseline was not measured as tflite: %s", error)
             self.notes.append(f"the baseline could not be measured as tflite: {error}")
@@ -454,13 +536,18 @@ class Runner:
     def _ask_whether_to_stop(self) -> None:
         if self.options.stop is None:
             return
-        try:
-            wanted = self.options.stop()
-        except Exception as error:
-            _LOG.exception("the `stop` function raised")
-            raise Stopped(f"ended, as the `stop` function raised {error!r},") from error
-        if wanted:
-            raise Stopped("stopped on request")
+        ask, reason = self.options.stop, ""
+        if self.crew.chief:
+            try:
+                reason = "stopped on request" if ask() else ""
+            except Exception as error:
+                _LOG.exception("the `stop` function raised")
+                reason = f"ended, as the `stop` function raised {error!r},"
+        if not self.crew.alone:  # all of them stop in the same place
+            sent = self.crew.share(lambda: Bundle({"reason": reason}))
+            reason = "" if sent is None else sent.values["reason"]
+        if reason:
+            raise Stopped(reason)
 
     def _cancel(
         self, number: int, name: str, item: Pass, before: _Point, interrupt: KeyboardInterrupt
@@ -481,6 +568,8 @@ class Runner:
     def _end(self, interrupt: KeyboardInterrupt, where: str) -> str:
         """No further pass runs; says why."""
         how = str(interrupt) if isinstance(interrupt, Stopped) else "interrupted"
+        if not isinstance(interrupt, Stopped):
+            self.crew.leave()  # the others have not heard of it
         self.cancelled = True
         self._ended = f"the run was {how} {where}"
         self.notes.append(f"{self._ended}; what was finished before is kept")
@@ -489,6 +578,7 @@ class Runner:
 
     def _failure(self, number: int, name: str, error: Exception, before: _Point) -> PassError:
         """What failed and where, with everything that was finished."""
+        self.crew.leave()
         reason = (
             str(error) if isinstance(error, OptkitError) else f"{type(error).__name__}: {error}"
         )
@@ -515,7 +605,7 @@ class Runner:
             found = []
             if self.options.stop is not None:
                 found.append(_stopping(self._ask_whether_to_stop))
-            folder = self.options.tensorboard
+            folder = self.options.tensorboard if self.crew.chief else None
             if folder is not None:
                 found.append(tensorboard.callback(folder, number, name, training))
             return found
@@ -532,8 +622,19 @@ class Runner:
             goals=self.options.goals,
             on_epoch=on_epoch,
             watchers=watchers,
-            judge=lambda artifact, goals: self.trial(self.admitted.hold(artifact), goals),
+            judge=self._verdict,
+            crew=self.crew,
         )
+
+    def _verdict(self, artifact: Artifact, goals: Goals) -> Verdict:
+        """What the chief finds of an artifact that a pass might keep."""
+        if self.crew.alone:
+            return self.trial(self.admitted.hold(artifact), goals)
+        sent = self.crew.share(
+            lambda: Bundle(self.trial(self.admitted.hold(artifact), goals).to_dict())
+        )
+        assert sent is not None  # a verdict there always is
+        return Verdict.from_dict(sent.values)
 
     def _send(self, kind: Kind, number: int, name: str, **more: Any) -> None:
         _LOG.debug("%s: step %d, %s", kind, number, name)
@@ -548,7 +649,7 @@ class Runner:
         for output, found in (measured.figures.outputs or {}).items():
             figures[f"{output}_accuracy"] = found.accuracy
         _LOG.info("step %d, %s: %s", number, name, figures)
-        if self.options.tensorboard is not None:
+        if self.options.tensorboard is not None and self.crew.chief:
             tensorboard.write_figures(self.options.tensorboard, number, figures)
         self._send("measured", number, name, figures=figures)
 
@@ -588,7 +689,8 @@ class Runner:
                 measure=options.measure,
                 goals=options.goals,
                 pipeline=options.pipeline,
-            ),
+            )
+            | self.crew.describe(),
             notes=tuple(notes),
             runtime_baseline=self.runtime_baseline,
         )

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from optkit.artifact import Artifact
 from optkit.data import BoundData
@@ -45,6 +45,31 @@ class Verdict:
     def missed(self) -> tuple[Goal, ...]:
         """The goals that were not met."""
         return tuple(goal for goal in self.goals if not goal.met)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        return {
+            "goals": [goal.to_dict() for goal in self.goals],
+            "figures": self.figures.to_dict(),
+            "accuracy_change": self.accuracy_change,
+            "accuracy_change_ci": self.accuracy_change_ci,
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Verdict:
+        """What `to_dict` gave, also after a round trip through JSON."""
+        return cls(
+            tuple(map(Goal.from_dict, values["goals"])),
+            Measurement.from_dict(values["figures"]),
+            values["accuracy_change"],
+            _pair(values["accuracy_change_ci"]),
+            tuple(values["notes"]),
+        )
+
+
+def _pair(ends: Any) -> Interval | None:
+    return None if ends is None else (ends[0], ends[1])
 
 
 def needs_timing(goals: Goals) -> bool:

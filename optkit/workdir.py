@@ -19,6 +19,7 @@ import logging
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ import numpy as np
 from optkit import _validate
 from optkit.artifact import Artifact, KerasArtifact, TFLiteArtifact, TreatedArtifact
 from optkit.artifact.reading import Terms, read_keras_archive
+from optkit.bundle import Bundle
 from optkit.constraint import Constraint, constraints_from_arrays, constraints_to_arrays
 from optkit.errors import ModelError, OptkitError, PipelineError
 from optkit.fingerprint import Unfingerprintable, fingerprint
@@ -122,6 +124,50 @@ class StoredStage:
     def measured(self, measure_key: str) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
         """What was measured of it in that way; ``None`` if nothing was or it is damaged."""
         return _measured_in(self.folder, measure_key)
+
+    def pack(self) -> Bundle:
+        """Everything but figures, for another process.
+
+        Raises:
+            OptkitError: If it is of a kind that cannot be read back.
+        """
+        with tempfile.TemporaryDirectory(prefix="optkit-") as folder:
+            described = _write_artifact(Path(folder), self.artifact)
+            files = {
+                f"file/{path.name}": np.frombuffer(path.read_bytes(), np.uint8)
+                for path in Path(folder).iterdir()
+            }
+        values = {
+            "kind": self.artifact.kind,
+            "artifact": described,
+            "fingerprint": self.fingerprint,
+            "facts": self.facts,
+        }
+        constraints = constraints_to_arrays(self.constraints.values())
+        return Bundle(
+            values, files | {f"constraint/{name}": array for name, array in constraints.items()}
+        )
+
+    @classmethod
+    def unpack(cls, bundle: Bundle, custom_objects: Mapping[str, Any] | None = None) -> StoredStage:
+        """What `pack` gave.
+
+        Args:
+            bundle: That.
+            custom_objects: As for `Workdir.find`.
+        """
+        values = bundle.values
+        arrays: dict[str, np.ndarray] = {}
+        with tempfile.TemporaryDirectory(prefix="optkit-") as folder:
+            for place, array in bundle.arrays.items():
+                kind, _, name = place.partition("/")
+                if kind == "file":
+                    (Path(folder) / name).write_bytes(array.tobytes())
+                else:
+                    arrays[name] = array
+            artifact = _read_artifact(Path(folder), values, custom_objects)
+        constraints = {(item.path, item.name): item for item in constraints_from_arrays(arrays)}
+        return cls(artifact, constraints, values["fingerprint"], values["facts"], Path())
 
 
 class Workdir:

@@ -62,10 +62,14 @@ class GradientWindow:
             for gradient, held in zip(gradients, self._sums, strict=True)
         ]
         if applies:
+            # Replicas may have had other numbers of samples; their gradients are added up.
+            shared = tf.distribute.get_replica_context().all_reduce(
+                tf.distribute.ReduceOp.MEAN, together
+            )
             means = [
                 None
                 if total is None
-                else tf.math.divide_no_nan(total, tf.cast(together, total.dtype))
+                else tf.math.divide_no_nan(total, tf.cast(shared, total.dtype))
                 for total in sums
             ]
             trainer.optimizer.apply_gradients(list(zip(means, self._variables, strict=True)))

@@ -26,7 +26,7 @@ from optkit.training.precision import with_loss_scaling
 from optkit.training.randomness import seeded_layers, unrepeatable_operations
 from optkit.training.range_test import LearningRateSearch, RateRange, range_test
 from optkit.training.steps import sampled, steps_of
-from optkit.training.stream import training_batches
+from optkit.training.stream import spread, training_batches
 from optkit.training.trainer import make_trainer
 from optkit.training.twin import working_twin
 from optkit.training.watch import Watch
@@ -109,7 +109,8 @@ def fit(
             "Samples that are mixed have no weights of their own, and the training data have "
             "weights (sample or class weights). Leave out one of them."
         )
-    plan = plan_training(task, metric, loss, soft=recipe.softens_targets)
+    with crew.scope():  # in which metrics must be made, too
+        plan = plan_training(task, metric, loss, soft=recipe.softens_targets)
     compiled = source.optimizer if is_compiled(source) else None
     optimizers = (optimizer, recipe.optimizer, compiled)
     steps = steps_of(split, recipe)
@@ -122,6 +123,9 @@ def fit(
     twin = working_twin(model, precision=recipe.precision, strategy=crew.strategy)
     with twin as working, crew.scope():
 
+        def fed(batches: Any) -> Any:
+            return spread(batches, crew, trains=True)
+
         def trainer_at(rate: Any) -> Any:
             trainer = make_trainer(
                 working,
@@ -129,6 +133,7 @@ def fit(
                 rate_factors or {},
                 by_name=bool(task.parts),
                 accumulate=steps.accumulate,
+                replicas=crew.replicas,
             )
             trainer.compile(
                 optimizer=with_loss_scaling(
@@ -149,7 +154,7 @@ def fit(
                 search = range_test(
                     working,
                     trainer_at,
-                    training_batches(split, recipe, plan, derive_seed(seed, "rates")),
+                    fed(training_batches(split, recipe, plan, derive_seed(seed, "rates"))),
                     accumulate=steps.accumulate,
                     seed=derive_seed(seed, "range test"),
                     tried=rates or RateRange(),
@@ -175,20 +180,23 @@ def fit(
             checkpoint = Checkpoint(place, known, trainer=trainer, watch=watch, callbacks=own)
             keeping.append(checkpoint.callback())
             first, last = checkpoint.first_epoch, checkpoint.last_epoch(epochs)
-        validation = None
+        validation = passes = None
         if patience is not None:
             if data.validation is None:
                 raise DataError("Early stopping needs a `validation` split.")
             validation = data.validation.batches(weighted=True)
             if plan.rows:
                 validation = validation.map(lambda x, y, *weights: (x, plan.dense(y), *weights))
+            validation = spread(validation, crew, trains=False)
+            passes = None if crew.replicas == 1 else data.validation.steps  # Keras cannot tell
         with seeded_layers(trainer, derive_seed(seed, "layers")) as seeding:
             history = trainer.fit(
-                training_batches(split, recipe, plan, seed, first_epoch=first),
+                fed(training_batches(split, recipe, plan, seed, first_epoch=first)),
                 initial_epoch=first,
                 epochs=last,
                 steps_per_epoch=split.steps,
                 validation_data=validation,
+                validation_steps=passes,
                 verbose=0,
                 callbacks=[seeding, *keeping],
             )

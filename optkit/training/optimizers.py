@@ -163,15 +163,15 @@ def initial_learning_rate(optimizer: Any) -> float:
     rate = _rate_of(optimizer)
     if _is_schedule(rate):
         rate = rate(0)
-    return float(rate)
+    return _number(rate)
 
 
 def final_learning_rate(optimizer: Any) -> float:
     """The learning rate that the last update of a tf_keras optimizer was made with."""
     rate = _rate_of(optimizer)
     if _is_schedule(rate):
-        rate = rate(max(0, int(optimizer.iterations) - 1))
-    return float(rate)
+        rate = rate(max(0, int(_number(optimizer.iterations)) - 1))
+    return _number(rate)
 
 
 def follows_schedule(optimizer: Any) -> bool:
@@ -184,6 +184,11 @@ def _rate_of(optimizer: Any) -> Any:
     plain = getattr(optimizer, "inner_optimizer", optimizer)  # inside a loss-scaling one
     rate = getattr(plain, "_learning_rate", None)
     return plain.learning_rate if rate is None else rate  # a legacy one has no other
+
+
+def _number(value: Any) -> float:
+    """Of a number or a variable, also one that several devices have."""
+    return float(value.numpy() if hasattr(value, "numpy") else value)
 
 
 def _is_schedule(rate: Any) -> bool:

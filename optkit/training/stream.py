@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from optkit.data import map_leaves
+from optkit.data import first_leaf, map_leaves
+from optkit.distribute import Crew
 from optkit.recipe import Recipe
 from optkit.runtime import derive_seed, tensorflow
 from optkit.training.plan import Plan
 
-__all__ = ["training_batches"]
+__all__ = ["spread", "training_batches"]
 
 
 def training_batches(
@@ -59,3 +60,48 @@ def training_batches(
         )
         .prefetch(tf.data.AUTOTUNE)
     )
+
+
+def spread(batches: Any, crew: Crew, *, trains: bool) -> Any:
+    """The batches in shares, one a replica: together they are what one alone would be given.
+
+    Every process makes all batches, from the same seeds, and takes the shares of its replicas, as
+    even as they can be. Distributing by TensorFlow's own means would cut files or samples apart
+    before they are shuffled and augmented, which gives other batches.
+
+    Args:
+        batches: A ``tf.data.Dataset`` of batches.
+        crew: Those who train together.
+        trains: Whether every replica must have samples, as the statistics of none are no numbers.
+    """
+    if crew.replicas == 1:
+        return batches
+    tf = tensorflow()
+    local = crew.replicas // crew.workers
+
+    def size(batch: Any) -> Any:
+        return tf.shape(first_leaf(batch), out_type=tf.int64)[0]
+
+    def filled(*batch: Any) -> Any:
+        # Each replica the whole of a batch that is too small: the mean stays what it is.
+        times = tf.where(size(batch) < crew.replicas, crew.replicas, 1)
+
+        def repeated(leaf: Any) -> Any:
+            return tf.tile(leaf, [times, *[1] * (leaf.shape.rank - 1)])
+
+        return tf.nest.map_structure(repeated, batch)
+
+    def shares(context: Any) -> Any:
+        first = context.input_pipeline_id * local
+
+        def of(*batch: Any) -> Any:
+            def share(replica: Any) -> Any:
+                ends = [size(batch) * place // crew.replicas for place in (replica, replica + 1)]
+                return tf.nest.map_structure(lambda leaf: leaf[ends[0] : ends[1]], batch)
+
+            return tf.data.Dataset.range(first, first + local).map(share)
+
+        whole = batches.map(filled) if trains else batches
+        return whole.flat_map(of).prefetch(tf.data.AUTOTUNE)
+
+    return crew.strategy.distribute_datasets_from_function(shares)

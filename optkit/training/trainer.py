@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from optkit.constraint import Constraint
+from optkit.data import first_leaf
 from optkit.models import output_names, variables_by_path
 from optkit.runtime import tensorflow, tf_keras
 from optkit.training.accumulation import GradientWindow
@@ -22,6 +23,7 @@ def make_trainer(
     *,
     by_name: bool,
     accumulate: int = 1,
+    replicas: int = 1,
 ) -> Any:
     """A model over the same layers, which does after every update what is not the optimizer's.
 
@@ -35,19 +37,20 @@ def make_trainer(
         by_name: Whether it gives a dict by output name, as the targets are one.
         accumulate: Batches whose gradients make one update. The last update of an epoch takes what
             is left.
+        replicas: Copies of the model that train together, each on its share of a batch.
     """
     adjust = _adjustment(model, constraints, rate_factors)
     outputs = model.outputs
     if by_name:
         outputs = dict(zip(output_names(model), outputs, strict=True))
-    trainer = _trainer_class(adjust, accumulate)(model.inputs, outputs, name=model.name)
+    trainer = _trainer_class(adjust, accumulate, replicas)(model.inputs, outputs, name=model.name)
     if by_name:
         # Keras names losses and metrics by the layers otherwise, which may be other names.
         trainer.output_names = sorted(outputs)
     return trainer
 
 
-def _trainer_class(adjust: _Adjustment | None, accumulate: int) -> Any:
+def _trainer_class(adjust: _Adjustment | None, accumulate: int, replicas: int) -> Any:
     """The class of a model that trains in steps of its own.
 
     Steps that end an update and steps that do not are functions apart, between which Python
@@ -85,6 +88,19 @@ def _trainer_class(adjust: _Adjustment | None, accumulate: int) -> Any:
             if window is None:
                 return super().train_step(data)
             return window.step(self, data, applies=self._own.applies)
+
+        def compute_loss(
+            self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None
+        ) -> Any:
+            """The loss, which counts by samples where replicas have shares of several sizes.
+
+            Keras takes the mean of the replicas' means. Accumulated gradients are weighed when
+            they are put together.
+            """
+            loss = super().compute_loss(x, y, y_pred, sample_weight)
+            if replicas == 1 or accumulate > 1:
+                return loss
+            return loss * tensorflow().cast(_share(x), loss.dtype)
 
         def make_train_function(self, force: bool = False) -> Any:
             """The function that Keras calls for every batch, with its iterator."""
@@ -139,6 +155,14 @@ def _trainer_class(adjust: _Adjustment | None, accumulate: int) -> Any:
             return tensorflow().function(adjusted)
 
     return Trainer
+
+
+def _share(x: Any) -> Any:
+    """How many samples this replica has, as a multiple of the mean over all replicas."""
+    tf = tensorflow()
+    samples = tf.cast(tf.shape(first_leaf(x))[0], tf.float32)
+    together = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, samples)
+    return samples / together
 
 
 class _Progress:
