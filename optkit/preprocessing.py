@@ -28,6 +28,7 @@ __all__ = [
     "FORMS",
     "Form",
     "Mismatch",
+    "distance_from_training",
     "form_of",
     "inputs_of_ids",
     "preprocessing_mismatch",
@@ -187,6 +188,26 @@ def preprocessing_mismatch(model: Any, inputs: Any) -> Mismatch | None:
     if learned:
         return _by_statistics(model, learned, given)
     return _by_name(model, given)
+
+
+def distance_from_training(model: Any, inputs: Any) -> float | None:
+    """How far values are from those that the model's first batch normalization remembers.
+
+    Around 0.1 to 0.3 for other photographs of the form that it was trained on, 1 to 2 for values
+    that are half or a third as wide as they should be, 5 and more for a factor of 255.
+
+    Args:
+        model: A tf_keras model. Not changed.
+        inputs: As for `preprocessing_mismatch`.
+
+    Returns:
+        The mean over channels of ``log(1 + J)``, where ``J`` is the symmetric divergence of two
+        normal distributions; ``None`` where no batch normalization has learned anything.
+    """
+    given = _as_list(model, inputs)
+    learned = [layer for layer in batch_norms(model) if _has_learned(layer)]
+    reached = None if given is None or not learned else _moments(model, learned, given)
+    return None if reached is None else _discrepancy(*reached)
 
 
 def inputs_of_ids(model: Any) -> frozenset[str]:

@@ -540,7 +540,7 @@ def test_strict_refuses_before_anything_starts(monkeypatch):
         ) as error:
             act()
         assert isinstance(error.value, ok.PipelineError)
-        for part in ("of test (1.7%) is in train", "of test (1.7%) is in validation"):
+        for part in ("of test (1.7 %) is in train", "of test (1.7 %) is in validation"):
             assert part in str(error.value)
         assert "nearly like one of train" in str(error.value)
         assert "1 input with different targets (2 samples)" in str(error.value)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from optkit.audit.finding import ROWS, Finding, and_more, counted
+from optkit.audit.finding import ROWS, Finding, and_more, counted, percent
 from optkit.audit.near import near_sets, near_vectors
 from optkit.audit.reading import Digest
 from optkit.preprocessing import FORMS, form_of, preprocessing_mismatch
@@ -76,7 +76,7 @@ def duplicates(digests: Sequence[Digest]) -> list[Finding]:
             Finding(
                 "duplicates",
                 f"{digest.name}: {counted(extra, 'sample')} of {digest.samples} "
-                f"({extra / digest.samples:.1%}) "
+                f"({percent(extra, digest.samples)}) "
                 f"{'is a copy' if extra == 1 else 'are copies'} of others in it",
                 False,
                 Study(
@@ -102,11 +102,10 @@ def leakage(digests: Sequence[Digest]) -> list[Finding]:
             (other.place(i), one.place(j), _other_targets((other, one), (i, j)))
             for i, j in shared[:ROWS]
         )
-        share = len(shared) / other.samples
         found.append(
             Finding(
                 "leakage",
-                f"{counted(len(shared), 'sample')} of {other.name} ({share:.1%}) "
+                f"{counted(len(shared), 'sample')} of {other.name} ({percent(len(shared), other.samples)}) "
                 f"{'is' if len(shared) == 1 else 'are'} in {one.name}, too: figures on "
                 f"{other.name} are better than they should be",
                 True,
@@ -285,8 +284,8 @@ def near_duplicates(pairs: NearPairs) -> list[Finding]:
         found.append(
             Finding(
                 "near_duplicates",
-                f"{digest.name}: {counted(later, 'sample')} ({later / digest.samples:.1%}) nearly "
-                f"like another one in it ({pairs.how})",
+                f"{digest.name}: {counted(later, 'sample')} ({percent(later, digest.samples)}) "
+                f"nearly like another one in it ({pairs.how})",
                 False,
                 _pair_study(pairs, chosen, f"Nearly the same within {digest.name}"),
             )
@@ -307,7 +306,7 @@ def near_leakage(pairs: NearPairs) -> list[Finding]:
             found.append(
                 Finding(
                     "near_leakage",
-                    f"{counted(count, 'sample')} of {other.name} ({count / other.samples:.1%}) "
+                    f"{counted(count, 'sample')} of {other.name} ({percent(count, other.samples)}) "
                     f"nearly like one of {one.name} ({pairs.how})",
                     True,
                     _pair_study(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from optkit.study import Study
 
-__all__ = ["ROWS", "Finding", "and_more", "counted"]
+__all__ = ["ROWS", "Finding", "and_more", "counted", "percent"]
 
 #: Rows of a table of examples at most.
 ROWS = 20
@@ -37,6 +37,16 @@ def counted(count: int, noun: str, plural: str = "") -> str:
     ('1 sample', '2 classes')
     """
     return f"{count} {noun if count == 1 else plural or noun + 's'}"
+
+
+def percent(part: int, total: int) -> str:
+    """A share in percent, with as many digits as say something.
+
+    >>> percent(1, 3000), percent(120, 120)
+    ('0.033 %', '100 %')
+    """
+    share = 100 * part / total
+    return f"{share:.2g} %" if share < 99.5 else f"{share:.0f} %"
 
 
 def and_more(total: int, shown: int) -> tuple[str, ...]:
