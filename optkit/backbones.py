@@ -17,7 +17,14 @@ from optkit.artifact import SavedModelArtifact, load_model
 from optkit.data import Split, first_leaf
 from optkit.errors import ArgumentTypeError, ModelError, PipelineError
 from optkit.images import ValueRange, value_range
-from optkit.models import check_treatable, clone, final_activation, flat_copy, signature
+from optkit.models import (
+    check_treatable,
+    clone,
+    final_activation,
+    flat_copy,
+    is_batch_norm,
+    signature,
+)
 from optkit.preprocessing import FORMS, preprocessing_mismatch
 from optkit.runtime import tf_keras
 from optkit.task import Task
@@ -238,6 +245,7 @@ class Transfer:
     Attributes:
         model: The model, from the user's raw input to the new head.
         body: The layers of the backbone, in the order of the model they came from.
+        source: Name of the model that the backbone is.
         entry: The tensor that the backbone takes.
         features: The tensor that the head's dropout takes: one vector a sample.
         notes: What to say of it in the report.
@@ -245,6 +253,7 @@ class Transfer:
 
     model: Any
     body: tuple[Any, ...]
+    source: str
     entry: Any
     features: Any
     notes: tuple[str, ...]
@@ -273,7 +282,7 @@ def build_transfer(
     inputs = [
         keras.Input(info.shape[1:], name=info.name, dtype=info.dtype) for info in described.inputs
     ]
-    entry = inputs[0]
+    entry, source = inputs[0], incoming
     if backbone.given is None:
         features, body = flat_copy(incoming, inputs)
         classifier = True
@@ -283,7 +292,10 @@ def build_transfer(
                 f"A backbone takes one input, and the model has {len(inputs)}. Use "
                 "`TransferLearn()` to transfer the model itself."
             )
-        entry, features, body, classifier = _attach(backbone, inputs[0], split, notes)
+        source, kind = backbone.load(described.inputs[0].shape[1:])
+        entry = _enter(backbone, source, kind, inputs[0], split=split, notes=notes)
+        features, body = _attach(source, entry)
+        classifier = final_activation(source) in ("softmax", "sigmoid")
     if classifier:
         features, cut = _before_classifier(features)
         notes.append(f"cut off the classifier: {', '.join(cut)}")
@@ -301,6 +313,7 @@ def build_transfer(
     return Transfer(
         model=built,
         body=tuple(built.get_layer(layer.name) for layer in body if layer.name in kept),
+        source=source.name,
         entry=built.get_layer(entry.node.layer.name).output,
         features=built.get_layer(names["_dropout"]).input,
         notes=tuple(notes),
@@ -330,7 +343,11 @@ def check_preprocessing(transfer: Transfer, backbone: Backbone, split: Split) ->
     images, _ = split.head(_CHECKED)
     prepare = keras.Model(transfer.model.inputs, transfer.entry)
     given = np.asarray(prepare(first_leaf(images), training=False))
-    found = preprocessing_mismatch(keras.Model(transfer.entry, transfer.features), given)
+    # Up to there, as that is where it is looked: to wire all of a large backbone takes seconds.
+    first = next((layer for layer in transfer.body if is_batch_norm(layer)), None)
+    end = transfer.features if first is None else first.get_output_at(0)
+    part = keras.Model(transfer.entry, end, name=transfer.source)
+    found = preprocessing_mismatch(part, given)
     if found is None:
         return None
     kind = _KIND_OF_FORM.get(found.expected or "")
@@ -363,11 +380,10 @@ def _check_incoming(described: Any) -> None:
         )
 
 
-def _attach(
-    backbone: Backbone, tensor: Any, split: Split, notes: list[str]
-) -> tuple[Any, Any, list[Any], bool]:
-    """What the backbone takes and gives, its layers, and whether it ends in a classifier."""
-    model, kind = backbone.load(tuple(tensor.shape[1:]))
+def _enter(
+    backbone: Backbone, model: Any, kind: str | None, tensor: Any, *, split: Split, notes: list[str]
+) -> Any:
+    """What the backbone takes: the user's input, brought to it."""
     info = signature(model).inputs[0]
     wanted = info.shape[1:]
     taken = {layer.name for layer in model.layers}
@@ -399,14 +415,19 @@ def _attach(
         raise PipelineError(
             f"The backbone takes inputs of shape {wanted}, and the data have shape {got}."
         )
+    return tensor
+
+
+def _attach(model: Any, tensor: Any) -> tuple[Any, list[Any]]:
+    """What the backbone gives, and its layers."""
     try:
         features, body = flat_copy(model, [tensor])
     except ValueError as error:
         raise PipelineError(
-            f"The backbone {model.name!r} does not run on inputs of shape {got}: {error}"
+            f"The backbone {model.name!r} does not run on inputs of shape "
+            f"{tuple(tensor.shape[1:])}: {error}"
         ) from error
-    classifier = final_activation(model) in ("softmax", "sigmoid")
-    return tensor, features, list(body), classifier
+    return features, list(body)
 
 
 def _in_words(dtype: str) -> str:

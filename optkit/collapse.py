@@ -94,11 +94,12 @@ class CollapseGuard:
 
     Attributes:
         collapse: What was seen, once a training was stopped; else ``None``.
+        split: What is looked at.
     """
 
     def __init__(self, task: Task, split: Split):
         self.collapse: Collapse | None = None
-        self._task, self._split = task, split
+        self._task, self.split = task, split
         self._x, self._y = split.head(_SAMPLES)
         self._chance = _constant(task, self._y)
         self._before: np.ndarray | None = None
@@ -151,7 +152,7 @@ class CollapseGuard:
                 chance=self._shown(self._chance),
                 figure="accuracy" if self._task.is_classification else "mean squared error",
                 samples=len(now),
-                split=self._split.name,
+                split=self.split.name,
             )
             model.stop_training = True
 

@@ -51,8 +51,8 @@ _RULE = {
     ("some", "near"): 20,
     ("some", "between"): 10,
     ("some", "far"): 5,
-    ("few", "near"): 5,
-    ("few", "between"): 0,
+    ("few", "near"): 10,
+    ("few", "between"): 5,
     ("few", "far"): 0,
 }
 
@@ -231,7 +231,7 @@ def layers_to_unfreeze(samples: int, degree: str, total: int) -> int:
         >>> [layers_to_unfreeze(500, degree, 52) for degree in ("near", "between", "far")]
         [20, 10, 5]
         >>> [layers_to_unfreeze(100, degree, 52) for degree in ("near", "between", "far")]
-        [5, 0, 0]
+        [10, 5, 0]
         >>> layers_to_unfreeze(5000, "near", 6)
         4
     """

@@ -197,7 +197,7 @@ class TransferLearn(TrainPass):
         chosen, measured = self._choose(transfer, context)
         guard = CollapseGuard(context.task, context.data.validation or split)
         history = self._fit(transfer, recipe, context, self.epochs, self.learning_rate)
-        _note_head(guard.figure(transfer.model), measured, context)
+        _note_head(transfer.model, guard, measured, context)
         if chosen:
             self._fine_tune(transfer, chosen, recipe, context, guard=guard, before=history)
         return transfer.model
@@ -356,17 +356,17 @@ def _note_batch_norms(transfer: Transfer, context: Context) -> None:
 
 
 def _note_head(
-    reached: tuple[float, float] | None, measured: Nearness | None, context: Context
+    model: Any, guard: CollapseGuard, measured: Nearness | None, context: Context
 ) -> None:
     """Says where the head stayed far behind what a linear model made of the same features."""
-    if measured is None or measured.score is None or reached is None:
+    if measured is None or measured.score is None or not context.task.is_classification:
         return
-    figure, error = reached
+    figure, error = guard.figure(model)
     if figure + 3 * error < measured.score:
         context.note(
-            f"stage one's head gets {figure:.3f} of `validation` right, a linear model on the same "
-            f"features {measured.score:.3f} in cross-validation: train it for more `epochs`, or at "
-            "another `learning_rate`"
+            f"stage one's head gets {figure:.3f} of `{guard.split.name}` right, a linear model on "
+            f"the same features {measured.score:.3f} in cross-validation: train it for more "
+            "`epochs`, or at another `learning_rate`"
         )
 
 
