@@ -127,6 +127,8 @@ def fit(
             return spread(batches, crew, trains=True)
 
         def trainer_at(rate: Any) -> Any:
+            # Keras resets no metrics before the first batch: each trainer has its own.
+            own = plan_training(task, metric, loss, soft=recipe.softens_targets)
             trainer = make_trainer(
                 working,
                 constraints,
@@ -139,9 +141,9 @@ def fit(
                 optimizer=with_loss_scaling(
                     make_optimizer(optimizers, rate, weight_decay), working
                 ),
-                loss=plan.loss.function,
+                loss=own.loss.function,
                 jit_compile=jit,
-                **compile_arguments(plan, metric, source if split.weighted else None),
+                **compile_arguments(own, metric, source if split.weighted else None),
             )
             return trainer
 

@@ -79,11 +79,10 @@ class LearningRateSearch:
         """Judges the losses of a range test.
 
         The lowest loss lies where rates begin to be too high, as every update before has lowered
-        it. From there on rates count as long as the loss stays within a tenth of its fall, or
-        within its noise; the noise alone decides for a model that is trained already, whose loss
-        falls no further. The last such rate is the edge, of which a tenth is safe for a whole
-        training. What comes behind a first clear rise is not looked at, as a model that broke may
-        recover to worse.
+        it. The edge is the last rate whose loss is no more than a tenth of the fall above that, or
+        within noise of it; the noise alone decides for a model that is trained already, whose loss
+        falls no further. A tenth of the edge is safe for a whole training. What comes behind a
+        first clear rise is not looked at, as a model that broke may recover to worse.
 
         Args:
             rates: Learning rates, rising.
@@ -103,16 +102,15 @@ class LearningRateSearch:
         noise = _noise(raw) / math.sqrt(2 * math.sqrt(math.pi) * _WIDTH)  # what smoothing leaves
         lowest = np.minimum.accumulate(curve)
         fall = curve[0] - lowest
-        risen = np.flatnonzero(curve - lowest > np.maximum(0.5 * fall, 4 * noise))
-        sound = int(risen[0]) if len(risen) else len(curve)
-        edge = int(np.argmin(curve[:sound]))
-        limit = curve[edge] + max(0.1 * (curve[0] - curve[edge]), 2 * noise)
-        while edge + 1 < sound and curve[edge + 1] <= limit:
-            edge += 1
+        # Within noise alone, averages come to lie some five times their spread apart.
+        risen = np.flatnonzero(curve - lowest > np.maximum(0.5 * fall, 8 * noise))
+        sound = curve[: int(risen[0])] if len(risen) else curve
+        limit = sound.min() + max(0.1 * (curve[0] - sound.min()), 3 * noise)
+        edge = int(np.flatnonzero(sound <= limit)[-1])
         notes = [f"suggested: {_SHARE:g} of the highest rate at which the loss is still lowest"]
         if edge == len(curve) - 1 and not diverged:
             notes.append("the loss had not risen yet at the highest rate that was tried")
-        if curve[0] - curve[: edge + 1].min() <= 2 * noise:
+        if curve[0] - sound.min() <= 4 * noise:
             notes.append("the loss did not fall: the rate is one that does not harm the model")
         return cls(
             tuple(float(rate) for rate in rates),
