@@ -30,7 +30,7 @@ class Bundle:
 
     Attributes:
         values: Plain values, fit for JSON.
-        arrays: Arrays of numbers, of whatever dtype NumPy knows here.
+        arrays: Arrays of numbers or of texts of bounded length.
 
     Example:
         >>> import numpy as np
@@ -71,7 +71,7 @@ class Bundle:
 
     def _parts(self) -> Iterator[Any]:
         arrays = {name: np.asarray(array) for name, array in self.arrays.items()}
-        listed = [[name, array.dtype.name, list(array.shape)] for name, array in arrays.items()]
+        listed = [[name, _kind_of(array), list(array.shape)] for name, array in arrays.items()]
         header = json.dumps({"values": self.values, "arrays": listed}).encode()
         digest = hashlib.blake2b(digest_size=_DIGEST)
         yield _MAGIC
@@ -118,6 +118,11 @@ class Bundle:
             return None
         except (OSError, TypeError) as error:
             raise BundleError(f"it cannot be read: {error}") from error
+
+
+def _kind_of(array: np.ndarray) -> str:
+    dtype = array.dtype
+    return dtype.name if dtype.kind == "V" else dtype.str  # bfloat16 is known by name alone
 
 
 def _bytes_of(array: np.ndarray) -> memoryview:

@@ -65,6 +65,21 @@ class Crew:
         """
         self._left = True
 
+    def explain(self, error: BaseException) -> str:
+        """What to make of an error of TensorFlow's that others may be the reason of."""
+        tf = tensorflow()
+        kinds = (
+            *(tf.errors.UnavailableError, tf.errors.DeadlineExceededError),
+            *(tf.errors.CancelledError, tf.errors.AbortedError, tf.errors.InternalError),
+        )
+        if self.workers == 1 or not isinstance(error, kinds):
+            return ""
+        return (
+            f" (This is process {self.worker} of {self.workers}: another one has failed, was ended "
+            "or cannot be reached; look at what it said. Start all of them again: with the same "
+            "`workdir` the run goes on where it was.)"
+        )
+
     @property
     def alone(self) -> bool:
         """Whether no other process takes part, or takes part any more."""

@@ -578,10 +578,11 @@ class Runner:
 
     def _failure(self, number: int, name: str, error: Exception, before: _Point) -> PassError:
         """What failed and where, with everything that was finished."""
-        self.crew.leave()
+        self.crew.leave()  # where others go on, what they wait for would never come
         reason = (
             str(error) if isinstance(error, OptkitError) else f"{type(error).__name__}: {error}"
         )
+        reason += self.crew.explain(error)
         failure = PassError(f"Step {number}, {name}, failed: {reason}", step=number, pass_name=name)
         failure.report = self.report()
         # An artifact that gives no sound outputs is among the stages, but not the last good one.
