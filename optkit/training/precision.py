@@ -92,7 +92,10 @@ def _under(config: Any, policy: str) -> Any:
 
 def _may(layer: Any) -> bool:
     """Whether a layer can compute in 16 bits by itself."""
-    if isinstance(layer, tf_keras().Model) or layer.dtype_policy.name != "float32":
+    keras = tf_keras()
+    if isinstance(layer, keras.Model | keras.layers.InputLayer):
+        return False
+    if layer.dtype_policy.name != "float32":
         return False
     parts = list(layer._flatten_layers())
     return all(
