@@ -148,3 +148,34 @@ def test_a_notebook_shows_the_plot_and_a_saved_one_is_left_alone(monkeypatch, tm
     assert full_report().plot(tmp_path / "a.png", kind="classes").figure.get_label() == ""
     shell.kernel = None  # the shell of a terminal
     assert full_report().plot(kind="classes").figure.get_label() == ""
+
+
+def test_curves_mark_what_was_kept_and_where_a_killed_training_went_on():
+    figures = {"loss": [0.9, 0.5, 0.3, 0.2], "val_loss": [1.0, 0.6, 0.7, 0.8]}
+    facts = {"epochs": 4, "kept": 2, "stopped_early": True, "resumed": [1, 3]}
+    plain = {"epochs": 4, "kept": 4, "stopped_early": False, "resumed": []}
+    row = dataclasses.replace(
+        full_report().rows[1], curves=(figures, figures), trainings=(facts, plain)
+    )
+    report = ok.Report((row,), Measurement())
+    panels = report.plot(kind="curves")
+    assert panels[0, 0].get_title().splitlines()[1:] == [
+        "kept epoch 2 of 4, stopped early",
+        "went on behind epoch 1, 3",
+    ]
+    rings = [line for line in panels[0, 0].lines if line.get_markerfacecolor() == "none"]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in rings] == [(2, 0.5), (2, 0.6)]
+    dotted = [line for line in panels[0, 0].lines if line.get_linestyle() == ":"]
+    assert [line.get_xdata()[0] for line in dotted] == [1.5, 3.5]
+    assert len(panels[0, 1].lines) == 2
+    assert panels[0, 1].get_title() == "2 FineTune, training 2"
+    assert "training 1, kept epoch 2 of 4, stopped early, went on behind" in report.to_html()
+
+
+def test_what_is_known_of_trainings_survives_a_file(tmp_path):
+    facts = {"epochs": 4, "kept": 2, "stopped_early": True, "resumed": [1]}
+    row = dataclasses.replace(full_report().rows[1], trainings=(facts,))
+    path = tmp_path / "report.json"
+    report = dataclasses.replace(full_report(), rows=(row,))
+    report.to_json(path)
+    assert ok.Report.from_json(path).rows[0].trainings == (facts,)

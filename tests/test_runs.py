@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).with_name("killed_run.py")
 QUICK = ok.Measure(latency_seconds=0, memory=False)
 
 TIMES = ("seconds", "latency_ms", "latency_p90_ms", "latency_p99_ms", "latency_ci", "speedup")
-TIMES += ("speedup_ci", "throughput", "peak_memory_bytes", "runtime_memory_bytes")
+TIMES += ("speedup_ci", "throughput", "peak_memory_bytes", "runtime_memory_bytes", "resumed")
 
 
 def without_times(value):

@@ -324,7 +324,9 @@ def _curves(report: Report) -> list[tuple[str, Markup]]:
     pictures = []
     for number, training in enumerate(trainings(report), 1):
         count = len(training.groups)
-        figure = blank(3.2, 0.6 + 1.6 * count)
+        figure = blank(3.2, 0.6 + 1.6 * count + 0.15 * len(training.said))
         draw_training(training, figure.subplots(count, 1, squeeze=False)[:, 0])
-        pictures.append((training.name, svg(figure, f"training{number}")))
+        pictures.append(
+            (", ".join([training.name, *training.said]), svg(figure, f"training{number}"))
+        )
     return pictures

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -308,10 +308,16 @@ class Training(NamedTuple):
         name: Number and name of the pass.
         groups: Its losses, its other figures, and its learning rate where that changed, as far as
             it has any: by name, one value an epoch.
+        kept: Epoch whose weights were kept, from 1, where that is not the last one.
+        resumed: Epochs behind which it went on in another process.
+        said: In words, what of it is marked, line by line.
     """
 
     name: str
     groups: list[dict[str, list[float]]]
+    kept: int | None = None
+    resumed: tuple[int, ...] = ()
+    said: tuple[str, ...] = ()
 
 
 def trainings(report: Report) -> list[Training]:
@@ -328,16 +334,38 @@ def trainings(report: Report) -> list[Training]:
             if known:
                 number = f", training {i}" if len(row.curves) > 1 else ""
                 name = f"{row.index} {plain(row.name, _NAME)}{number}"
-                found.append(Training(name, [group for group in (losses, others, rates) if group]))
+                groups = [group for group in (losses, others, rates) if group]
+                facts = row.trainings[i - 1] if i <= len(row.trainings) else {}
+                found.append(_marked(Training(name, groups), facts))
     return found
 
 
+def _marked(training: Training, facts: Mapping[str, Any]) -> Training:
+    """The training with what is known of its epochs."""
+    kept, epochs, resumed = facts.get("kept"), facts.get("epochs"), facts.get("resumed", ())
+    if kept == epochs:
+        kept = None
+    parts = [] if kept is None else [f"kept epoch {kept} of {epochs}"]
+    if facts.get("stopped_early"):
+        parts.append("stopped early")
+    said = [", ".join(parts)] if parts else []
+    if resumed:
+        said.append(f"went on behind epoch {', '.join(map(str, resumed))}")
+    return training._replace(kept=kept, resumed=tuple(resumed), said=tuple(said))
+
+
 def draw_training(training: Training, panels: Sequence[Axes]) -> None:
-    """Each group of figures of a training in one panel, from the top."""
+    """Each group of figures of a training in one panel, from the top.
+
+    Circles mark the epoch that was kept, dotted lines where a killed training went on.
+    """
     for place, (axes, figures) in enumerate(zip_longest(panels, training.groups)):
         prepared(axes)
         if not figures:
-            absent(axes, "not measured" if place < PANELS else "")
+            if place < PANELS:
+                absent(axes, "not measured")
+            else:
+                axes.set_axis_off()
             continue
         for number, (name, values) in enumerate(figures.items()):
             colour, marker = SHAPES[number % len(SHAPES)]
@@ -351,11 +379,23 @@ def draw_training(training: Training, panels: Sequence[Axes]) -> None:
                 linestyle="--" if name.startswith("val_") else "-",
                 label=plain(name, 20),
             )
+            if training.kept is not None and training.kept <= len(values):
+                axes.plot(
+                    [training.kept],
+                    [values[training.kept - 1]],
+                    color=colour,
+                    marker="o",
+                    markersize=8,
+                    markerfacecolor="none",
+                    linestyle="",
+                )
+        for epoch in training.resumed:
+            axes.axvline(epoch + 0.5, color=PATH, linewidth=1, linestyle=":")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         style: Any = "sci" if _RATE in figures else "plain"
         axes.ticklabel_format(axis="y", style=style, scilimits=(-2, 3), useOffset=False)
         legend = axes.legend(frameon=False, fontsize=7)
         for text in legend.get_texts():
             text.set(color=INK, parse_math=False, usetex=False)
-    panels[0].set_title(training.name, **text_options(9))
+    panels[0].set_title("\n".join([training.name, *training.said]), **text_options(9))
     panels[len(training.groups) - 1].set_xlabel("epoch", **text_options(9))
