@@ -17,7 +17,7 @@ from optkit.preprocessing import (
     inputs_of_ids,
     preprocessing_mismatch,
 )
-from optkit.testing import check_pass, digits, small_model
+from optkit.testing import digits, small_model
 
 SPLITS = ("train", "validation", "test")
 QUICK = ok.Measure(latency_seconds=0, memory=False)
@@ -67,10 +67,6 @@ def _trained(data):
 
 
 # -------------------------------------------------------------------------------------- the family
-
-
-def test_a_pass_that_looks_meets_the_contract():
-    check_pass(_Look())
 
 
 def test_its_row_has_no_figures_and_it_is_shown_every_split():
