@@ -574,12 +574,8 @@ REFUSED: dict[tuple[str, str], str] = {
         for kind in ("embedding", "strings", "any length")
     },
     **{
-        (kind, item): reason
+        ("custom loss", item): r"Soft targets need one-hot rows, and the loss 'sharp"
         for item in ("CutMix", "MixUp")
-        for kind, reason in (
-            ("custom loss", r"Soft targets need one-hot rows, and the loss 'sharp"),
-            ("sample weights", r"have weights \(sample or class weights\)"),
-        )
     },
     ("transposed", "CutMix"): r"the task is regression",
     **{
@@ -600,6 +596,10 @@ REFUSED: dict[tuple[str, str], str] = {
     ("transposed", "LabelSmooth"): r"spreads certainty over classes, and the task is regression",
     ("transposed", "TransferLearn"): r"predicts one vector a sample",
     ("outputs", "TransferLearn"): r"outputs",
+    **{
+        (kind, "MixedPrecision"): r"No layer of model '\w+' can compute in bfloat16"
+        for kind in ("branching", "functions", "mixed precision")
+    },
     ("branching", "QuantizeAware"): r"no layer whose weights can be rounded in training",
     ("mixed precision", "QuantizeAware"): r"compute in 16 bits \(mixed precision\)",
     ("branching", "TransferLearn"): r"does not end in a dense layer that could be replaced",

@@ -78,8 +78,8 @@ class MixedPrecision(RecipePass):
         if not chosen:
             raise PipelineError(
                 f"No layer of model {model.name!r} can compute in {self.dtype}: outputs, layers "
-                "that prepare inputs, and code of one's own stay in float32. Leave MixedPrecision "
-                "out."
+                "that prepare inputs, and code of one's own stay in float32, and layers that "
+                "compute in 16 bits already stay as they are. Leave MixedPrecision out."
             )
         try:
             with working_twin(model, precision=self._policy):
