@@ -199,4 +199,4 @@ def compare_inference(model: Any, split: Any, seed: int) -> tuple[Speedup, float
 
 def _said(speedup: Speedup) -> str:
     low, high = speedup.ci
-    return f"{speedup.ratio:.2f} times as fast ({low:.2f} to {high:.2f})"
+    return f"{speedup.ratio:.3g} times as fast ({low:.3g} to {high:.3g})"
