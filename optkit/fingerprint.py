@@ -55,6 +55,8 @@ _PACKAGES = (
     "ai-edge-quantizer",
     "scikit-learn",
     "imbalanced-learn",
+    "albumentations",
+    "nltk",
 )
 
 #: What a class holds that is not of its doing, or says where it stands in a file.

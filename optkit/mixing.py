@@ -52,11 +52,6 @@ def check_mixable(name: str, split: Split | None, model: Any, task: Task, loss: 
             f"{name} blends inputs, and the layer {found.name!r} ({type(found).__name__}) looks them "
             "up: the mean of two token ids or categories is another one. Leave it out."
         )
-    if split.weighted:
-        raise PipelineError(
-            f"{name} blends samples, and the training data have weights (sample or class weights), "
-            "which training cannot blend. Leave out one of them."
-        )
     dense_targets(task, loss)
 
 

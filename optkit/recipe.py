@@ -7,6 +7,7 @@ fixed, whatever the order of the passes: sample, augment, mix, smooth, loss.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -75,7 +76,8 @@ class Recipe:
         sample: Function of ``(split, seed)`` to the training split to draw from. Exclusive.
         augment: `Augmentation` objects, applied in order.
         mix: Function of ``(x, y, seed)``, inputs, dense targets and a ``(2,)`` seed tensor, to the
-            mixed batch. Exclusive.
+            mixed batch ``(x, y)``. Where samples have weights it takes them as a fourth argument
+            and gives ``(x, y, weights)``. Exclusive.
         smooth: A `TargetTransform`. Exclusive.
         loss: Loss that replaces the model's own. Exclusive.
         optimizer: tf_keras optimizer, or name of one, for passes that are given none. Exclusive.
@@ -89,7 +91,7 @@ class Recipe:
 
     sample: Callable[[Split, int], Split] | None = None
     augment: tuple[Augmentation, ...] = ()
-    mix: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None
+    mix: Callable[..., tuple[Any, ...]] | None = None
     smooth: TargetTransform | None = None
     loss: Any = None
     optimizer: Any = None
@@ -119,3 +121,14 @@ class Recipe:
     def softens_targets(self) -> bool:
         """Whether training needs dense targets instead of class numbers."""
         return self.mix is not None or self.smooth is not None
+
+    @property
+    def mixes_weights(self) -> bool:
+        """Whether what mixes samples also takes their weights."""
+        if self.mix is None:
+            return False
+        try:
+            inspect.signature(self.mix).bind(None, None, None, None)
+        except (TypeError, ValueError):
+            return False
+        return True

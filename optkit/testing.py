@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+import optkit
 from optkit.artifact import Artifact, KerasArtifact, TFLiteArtifact
 from optkit.base import InspectPass, Pass, RecipePass, RewritePass, TrainPass
 from optkit.context import Context, State
 from optkit.data import Data
 from optkit.errors import PipelineError
-from optkit.goals import Goals
 from optkit.models import clone, is_compiled
 from optkit.pipeline import Pipeline
 from optkit.recipe import Recipe
@@ -111,9 +111,10 @@ def _check_repr(item: Pass, model: Any, data: Data) -> None:
     text = repr(item)
     _require(text.startswith(f"{type(item).__name__}(") and text.endswith(")"), f"repr is {text}")
     if "<" not in text:
-        # What it holds may be passes and goals themselves.
+        # What it holds may be passes, goals and policies themselves.
         known: dict[str, Any] = {kind.__name__: kind for kind in Pass.registry.values()}
-        rebuilt = eval(text, {**known, "Goals": Goals, type(item).__name__: type(item)})
+        known |= {name: getattr(optkit, name) for name in optkit.__all__ if f"{name}(" in text}
+        rebuilt = eval(text, {**known, type(item).__name__: type(item)})
         _require(repr(rebuilt) == text, f"repr {text} does not rebuild the pass")
 
 

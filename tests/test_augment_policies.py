@@ -745,14 +745,12 @@ def test_what_cannot_be_mixed_is_refused(dense):
     pictures = rng.random((40, 8, 8, 1)).astype("float32")
     plain = Data(train=(x, y))
     whole = Data(train=(pictures, rng.random(40).astype("float32")))
-    weighted = Data(train=(x, y, np.ones(40, "float32")))
     regressor = _cnn((8, 8, 1), 1)
     regressor.layers[-1].activation = tf_keras.activations.linear
     for item, model, data, message in (
         (ok.CutMix(), dense(3), plain, "CutMix treats images.*Use MixUp"),
         (ok.CutMix(), regressor, whole, "the task is regression"),
         (ok.MixUp(), tokens, plain, "'embedding.*' .Embedding. looks them up"),
-        (ok.MixUp(), dense(3), weighted, "have weights"),
     ):
         with pytest.raises(ok.PipelineError, match=message):
             ok.Pipeline([item, ok.FineTune()]).check(model, data)

@@ -30,6 +30,8 @@ ORDER = [
     "metric",
     "data",
     "images",
+    "imaging",
+    "mixing",
     "preprocessing",
     "text",
     "flatbuffer",

@@ -309,3 +309,29 @@ def test_a_rate_factor_takes_the_whole_update(dense, optimizer):
     np.testing.assert_allclose(quarter[0], 0.25 * whole[0], rtol=1e-4, atol=1e-7)
     np.testing.assert_array_equal(nothing[0], np.zeros_like(nothing[0]))
     np.testing.assert_array_equal(quarter[1], whole[1])  # the others are left alone
+
+
+def test_weights_are_mixed_along(dense):
+    """The inputs are rows of a unit matrix, so they tell how each sample was blended."""
+    from optkit.training.plan import plan_training
+    from optkit.training.stream import training_batches
+
+    y = np.arange(30) % 3
+    weights = np.random.default_rng(0).uniform(0, 2, 30).astype("float32")
+    data = Data(train=(np.eye(30, dtype="float32"), y, weights), batch_size=30)
+    context = context_for(dense(3, features=30), data)
+    recipe = ok.MixUp(0.5).amend(Recipe())
+    plan = plan_training(context.task, context.metric, context.loss, soft=True)
+    batches = training_batches(context.data.train, recipe, plan, seed=1)
+    x, targets, mixed = (part.numpy() for part in next(iter(batches)))
+    np.testing.assert_allclose(mixed, x @ weights, rtol=1e-5)
+    parts = x @ (weights[:, None] * np.eye(3)[y])
+    np.testing.assert_allclose(mixed[:, None] * targets, parts, rtol=1e-4, atol=1e-6)
+    assert (x.max(1) < 0.99).sum() > 10
+
+
+def test_a_mixing_that_takes_no_weights_is_refused_where_there_are_some(dense):
+    x, y = np.eye(4, dtype="float32"), np.arange(4) % 3
+    context = context_for(dense(3), Data(train=(x, y, np.ones(4, "float32"))))
+    with pytest.raises(ok.PipelineError, match=r"must take `\(x, y, seed, weights\)`"):
+        context.fit(dense(3), Recipe(mix=lambda x, y, seed: (x, y)), epochs=1)

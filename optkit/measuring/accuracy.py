@@ -371,6 +371,8 @@ class _Tally:
             return float(np.maximum(share, 1 - share).mean())
         if name == "accuracy":
             return float(self.frequency.max() / self.frequency.sum())
+        if name == "balanced_accuracy":
+            return 1 / max(1, int(np.count_nonzero(self.frequency)))
         if (
             self.targets
             and not self.metric.weighted

@@ -235,11 +235,6 @@ class Rebalance(RecipePass):
         targets = split.y if isinstance(split, ArraySplit) else split.targets(_COUNTED)
         output = require_classes("Rebalance", setting.task, self.output, targets)
         if self.strategy == "class_weight":
-            if setting.recipe.mix is not None:
-                raise PipelineError(
-                    "Samples that are mixed have no weights of their own, and class weights give "
-                    "each one. Use `Rebalance('over')`, or leave out the mixing."
-                )
             if in_memory:
                 count_classes(split, output)
             return

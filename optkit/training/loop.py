@@ -104,10 +104,10 @@ def fit(
     if recipe.loss is not None:
         loss = replaced_loss(recipe.loss, task, loss, "recipe")
     split = sampled(split, recipe, seed)
-    if recipe.mix is not None and split.weighted:
+    if split.weighted and recipe.mix is not None and not recipe.mixes_weights:
         raise PipelineError(
-            "Samples that are mixed have no weights of their own, and the training data have "
-            "weights (sample or class weights). Leave out one of them."
+            "The training data have weights (sample or class weights), and the function that mixes "
+            "samples takes none: it must take `(x, y, seed, weights)` and give `(x, y, weights)`."
         )
     with crew.scope():  # in which metrics must be made, too
         plan = plan_training(task, metric, loss, soft=recipe.softens_targets)

@@ -42,7 +42,8 @@ def training_batches(
             y = map_leaves(lambda leaf: tf.cast(leaf, tf.float32), plan.dense(y))
         if recipe.mix is not None:
             dense_shapes = tf.nest.map_structure(lambda leaf: leaf.shape, y)
-            x, y = recipe.mix(x, y, tf.stack([tf.constant(seeds[-1], tf.int64), number]))
+            key = tf.stack([tf.constant(seeds[-1], tf.int64), number])
+            x, y, *weights = recipe.mix(x, y, key, *weights)
             y = tf.nest.map_structure(tf.ensure_shape, y, dense_shapes)
         if smooth is not None:
             y = smooth(y)
