@@ -31,7 +31,7 @@ PASSES: dict[str, Callable[[], list[ok.Pass]]] = {
     "Augment": lambda: [ok.Augment("photo"), ok.FineTune(epochs=1)],
     "AugmentText": lambda: [ok.AugmentText(), ok.FineTune(epochs=1)],
     "BNReestimate": lambda: [ok.BNReestimate()],
-    "CompileXLA": lambda: [ok.CompileXLA(training=True), ok.FineTune(epochs=1)],
+    "CompileXLA": lambda: [ok.CompileXLA(), ok.FineTune(epochs=1)],
     "CutMix": lambda: [ok.CutMix(), ok.FineTune(epochs=1)],
     "FineTune": lambda: [ok.FineTune(epochs=1)],
     "FirstThatMeets": lambda: [
