@@ -83,6 +83,11 @@ class Pass(abc.ABC):
         """Whether it puts another model in the place of the one that comes in."""
         return False
 
+    @property
+    def changes_model(self) -> bool:
+        """Whether it does something to the model that is lost if another takes its place."""
+        return self.makes_artifact
+
     def check(self, setting: Setting) -> Any:  # noqa: B027 (nothing to refuse unless overridden)
         """Refuses, before anything runs, a setting in which it cannot work.
 

@@ -36,7 +36,7 @@ def check_order(passes: Sequence[Pass], names: Sequence[str]) -> None:
                 f"{', '.join(changed)} worked on, whose work would be thrown away. Move {name} to "
                 "the front, or leave out what comes before it."
             )
-        if item.makes_artifact:
+        if item.changes_model:
             changed.append(f"step {i}, {name},")
 
 

@@ -271,3 +271,10 @@ def test_what_it_refuses():
         ok.CompileXLA(inference="yes")
     with pytest.raises(TypeError, match="`training` must be True, False or 'auto'"):
         ok.CompileXLA(training=1)
+
+
+def test_a_model_that_is_to_go_is_not_compiled():
+    transfer = ok.TransferLearn(small_model())
+    ok.Pipeline([ok.CompileXLA(inference=False), transfer])
+    with pytest.raises(ok.PipelineError, match="TransferLearn, puts another model in the place"):
+        ok.Pipeline([ok.CompileXLA(), transfer])

@@ -82,6 +82,11 @@ class CompileXLA(Pass):
         """Samples to measure with."""
         return ("train",)
 
+    @property
+    def changes_model(self) -> bool:
+        """Not where it is about training alone."""
+        return self.inference is not False
+
     def apply(self, state: State, context: Context) -> State:
         """Tries it, amends the recipe, and has the artifact run compiled."""
         artifact = state.artifact
