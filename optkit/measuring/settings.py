@@ -65,11 +65,12 @@ class Measure:
     Args:
         metric: What "accuracy" stands for. ``None``: the compiled model's metric, else the one for
             the task. A name that tf_keras knows (``"mae"``, ``"top_k_categorical_accuracy"``) or a
-            tf_keras metric, if it is the mean of a function of each sample. Or a function of
-            ``(y_true, y_pred)``, NumPy arrays with the batch first, to one value a sample, shape
-            ``(n,)``, or to one figure of the whole split (F1, an area under a curve, …); for the
-            latter the outputs of the whole split are kept in memory. For a model with several
-            outputs one for ``output``, or for all of them, or a dict by output name.
+            tf_keras metric, if it is the mean of a function of each sample. Or
+            ``"balanced_accuracy"``: the mean of the accuracies of the classes, for classes of unlike
+            size. Or a function of ``(y_true, y_pred)``, NumPy arrays with the batch first, to one
+            value a sample, shape ``(n,)``, or to one figure of the whole split (F1, an area under a
+            curve, …); for the latter the outputs of the whole split are kept in memory. For a model
+            with several outputs one for ``output``, or for all of them, or a dict by output name.
         higher_is_better: Whether more of the metric is better; to be given with a function, and
             with a metric of which it is not known. A dict, where ``metric`` is one.
         output: Of a model with several outputs, the name of the one that accuracy stands for: goals
