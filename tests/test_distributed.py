@@ -148,6 +148,7 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on_afterwards(tmp_
         assert time.monotonic() < deadline
         time.sleep(0.1)
     processes[1].kill()
+    processes[1].wait()
     began = time.monotonic()
     assert processes[0].wait(120) != 0
     assert time.monotonic() - began < 60

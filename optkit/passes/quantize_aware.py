@@ -119,15 +119,23 @@ class QuantizeAware(TrainPass):
         twin.observe(
             split, context.derive_seed("observe"), self.epochs * context.steps(recipe).batches
         )
+        trained = twin
+        if context.crew.strategy is not None:
+            # Keras cannot copy what rounds: the twin is made once more for all replicas.
+            with context.crew.scope():
+                trained = make_twin(model, addressed(self.skip, model, "skip"), self.weight_bits)
+            trained.take(twin)
         history = context.fit(
-            twin.model,
+            trained.model,
             recipe,
             epochs=self.epochs,
             learning_rate=self.learning_rate,
             optimizer=self.optimizer,
             patience=self.patience,
-            callbacks=[twin.keep(model, context.constraints.values())],
+            callbacks=[trained.keep(model, context.constraints.values())],
         )
+        if trained is not twin:
+            twin.take(trained)
         # Statistics that follow the batches slowly do not fit weights that have just moved.
         context.reestimate_batch_norm(twin.model)
         twin.hand_back()

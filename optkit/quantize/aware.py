@@ -225,6 +225,12 @@ class Twin:
 
         return Projecting()
 
+    def take(self, other: Twin) -> None:
+        """Takes the weights and ranges of another twin of the same model."""
+        for own, given in zip(self.model.weights, other.model.weights, strict=True):
+            own.assign(given.numpy())
+        self._mode.kept = other._mode.kept
+
     def hand_back(self) -> None:
         """Sets the variables of the original to those of the twin."""
         for old, new in self.pairs:
@@ -234,6 +240,15 @@ class Twin:
         """The range of each layer that has one, zero in it; those without extent are left out."""
         found = {path: (float(low), float(high)) for path, (low, high) in self.ranges.items()}
         return {path: ends for path, ends in found.items() if ends[0] < ends[1]}
+
+
+def _by_replica() -> dict[str, Any]:
+    """Arguments of a variable that each replica sets by itself, as batch normalization does."""
+    tf = tensorflow()
+    return {
+        "synchronization": tf.VariableSynchronization.ON_READ,
+        "aggregation": tf.VariableAggregation.MEAN,
+    }
 
 
 def addressed(names: Iterable[str], model: Any, what: str) -> frozenset[str]:
@@ -626,7 +641,11 @@ def _parts() -> _Parts:
             shape = () if channels is None else (int(channels),)
             return {
                 f"{end}_var": layer.add_weight(
-                    f"{name}_{end}", shape=shape, initializer="zeros", trainable=False
+                    f"{name}_{end}",
+                    shape=shape,
+                    initializer="zeros",
+                    trainable=False,
+                    **_by_replica(),
                 )
                 for end in ("min", "max")
             }
@@ -658,7 +677,13 @@ def _parts() -> _Parts:
 
         def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
             low, high = (
-                layer.add_weight(f"{name}_{end}", shape=(), initializer="zeros", trainable=False)
+                layer.add_weight(
+                    f"{name}_{end}",
+                    shape=(),
+                    initializer="zeros",
+                    trainable=False,
+                    **_by_replica(),
+                )
                 for end in ("min", "max")
             )
             self.ends.append((low, high))
