@@ -13,13 +13,16 @@ README = (ROOT / "README.md").read_text("utf-8")
 
 
 def test_the_example_runs(tmp_path, monkeypatch, capsys):
-    code = README.split("```python\n")[1].split("```")[0]
+    code, further = (part.split("```")[0] for part in README.split("```python\n")[1:])
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     monkeypatch.chdir(tmp_path)
     scope: dict = {}
     exec(code, scope)
     assert ok.load(tmp_path / "model.tflite").kind == "tflite"
     assert str(scope["result"].report) in capsys.readouterr().out
+    assert scope["result"].report.final.accuracy > 0.9
+    exec(further, scope)
+    assert scope["result"].artifact.kind == "tflite"
     assert scope["result"].report.final.accuracy > 0.9
 
 
