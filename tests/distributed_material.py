@@ -58,6 +58,7 @@ def pipeline(slow: bool = False):
         ok.Augment(rotation=5.0),
         ok.FineTune(3, 1e-2, patience=2),
         ok.Prune(0.6, 1, learning_rate=1e-3),
+        ok.QuantizeAware(1, 1e-3),
         ok.QuantizeINT8(calibration_samples=20),
     ]
     if slow:
