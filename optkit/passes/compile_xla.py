@@ -92,9 +92,11 @@ class CompileXLA(Pass):
         artifact = state.artifact
         if not isinstance(artifact, KerasArtifact):
             raise PipelineError(f"Expected a Keras model. Received: {artifact!r}.")
-        if self.training and self._compiles_training(artifact.model, state, context):
+        # Those who train together must do the same, and each has measured for itself.
+        agreed = context.crew.agreed
+        if self.training and agreed(self._compiles_training(artifact.model, state, context)):
             state = replace(state, recipe=state.recipe.amended(jit=True))
-        if self.inference and self._compiles_inference(artifact.model, context):
+        if self.inference and agreed(self._compiles_inference(artifact.model, context)):
             state = replace(state, artifact=artifact.with_jit(True))
         return state
 

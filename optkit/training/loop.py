@@ -21,7 +21,7 @@ from optkit.runtime import derive_seed, tf_keras
 from optkit.task import Loss, Task, replaced_loss
 from optkit.training.checkpoint import Checkpoint, Place, begin_anew, signature_of
 from optkit.training.optimizers import final_learning_rate, make_optimizer, peak_learning_rate
-from optkit.training.plan import METRIC, compile_arguments, plan_training
+from optkit.training.plan import METRIC, Plan, compile_arguments, plan_training
 from optkit.training.precision import with_loss_scaling
 from optkit.training.randomness import seeded_layers, unrepeatable_operations
 from optkit.training.range_test import LearningRateSearch, RateRange, range_test
@@ -98,132 +98,261 @@ def fit(
     nothing else is done. What a killed process has left in ``place`` is gone on from. All of the
     ``crew`` train together.
     """
-    split = data.train
-    if split is None:
-        raise DataError("Training needs a `train` split.")
-    if recipe.loss is not None:
-        loss = replaced_loss(recipe.loss, task, loss, "recipe")
-    split = sampled(split, recipe, seed)
-    if split.weighted and recipe.mix is not None and not recipe.mixes_weights:
-        raise PipelineError(
-            "The training data have weights (sample or class weights), and the function that mixes "
-            "samples takes none: it must take `(x, y, seed, weights)` and give `(x, y, weights)`."
-        )
-    with crew.scope():  # in which metrics must be made, too
-        plan = plan_training(task, metric, loss, soft=recipe.softens_targets)
     compiled = source.optimizer if is_compiled(source) else None
-    optimizers = (optimizer, recipe.optimizer, compiled)
-    steps = steps_of(split, recipe)
-
-    hindered = hindrance(model) if recipe.jit else None
-    jit = bool(recipe.jit) and hindered is None
-    known = None
+    training = _Training(
+        recipe,
+        split=_training_split(data, recipe, seed),
+        validation=_looked_at(data, patience),
+        task=task,
+        metric=metric,
+        loss=loss if recipe.loss is None else replaced_loss(recipe.loss, task, loss, "recipe"),
+        source=source,
+        constraints=constraints,
+        rate_factors=rate_factors or {},
+        optimizers=(optimizer, recipe.optimizer, compiled),
+        weight_decay=weight_decay,
+        hindered=hindrance(model) if recipe.jit else None,
+        seed=seed,
+        crew=crew,
+    )
+    known = ""
     if place is not None:
         known = signature_of(model, (epochs, learning_rate, weight_decay, patience, settled_after))
     twin = working_twin(model, precision=recipe.precision, strategy=crew.strategy)
     with twin as working, crew.scope():
-
-        def fed(batches: Any) -> Any:
-            return spread(batches, crew, trains=True)
-
-        def trainer_at(rate: Any) -> Any:
-            # Keras resets no metrics before the first batch: each trainer has its own.
-            own = plan_training(task, metric, loss, soft=recipe.softens_targets)
-            trainer = make_trainer(
-                working,
-                constraints,
-                rate_factors or {},
-                by_name=bool(task.parts),
-                accumulate=steps.accumulate,
-                replicas=crew.replicas,
-            )
-            trainer.compile(
-                optimizer=with_loss_scaling(
-                    make_optimizer(optimizers, rate, weight_decay), working
-                ),
-                loss=own.loss.function,
-                jit_compile=jit,
-                **compile_arguments(own, metric, source if split.weighted else None),
-            )
-            return trainer
-
-        search = peak = None
-        if not isinstance(learning_rate, str):
-            peak = learning_rate
-        else:
-            # XLA would draw from no seed at all.
-            with seeded_layers(working, derive_seed(seed, "layers")):
-                search = range_test(
-                    working,
-                    trainer_at,
-                    fed(training_batches(split, recipe, plan, derive_seed(seed, "rates"))),
-                    accumulate=steps.accumulate,
-                    seed=derive_seed(seed, "range test"),
-                    tried=rates or RateRange(),
-                )
+        search = None
+        if isinstance(learning_rate, str):
+            search = training.search(working, rates or RateRange())
             if not epochs:
                 return History({}, 0, 0, False, search)
-            peak = search.suggestion
-        rate: Any = peak
-        if recipe.schedule is not None:
-            peak = peak_learning_rate(optimizers, peak)
-            rate = recipe.schedule.rate(peak, epochs * steps.updates, steps.updates)
-        trainer = trainer_at(rate)
-        # Where several outputs count alike, the loss of all weighs them against each other.
-        watched = (METRIC, metric.sign())
-        if len(metric.judged) == 1:
-            watched = (f"{metric.judged[0]}_{METRIC}", metric.parts[metric.judged[0]].sign())
-        watch = Watch(watched, patience, settled_after, on_epoch)
-        # The pass's own callbacks first: pruning must mask the weights before they are kept.
+            learning_rate = search.suggestion
+        trainer = training.trainer(working, training.rate(learning_rate, epochs))
+        watch = Watch(_watched(metric), patience, settled_after, on_epoch)
         own = [*callbacks, *(make() for make in recipe.callbacks)]
-        keeping = [_telling_rates(), *own, watch.callback()]
-        checkpoint, first, last = None, 0, epochs
-        if place is not None and known is not None:
+        checkpoint = None
+        if place is not None:
             checkpoint = Checkpoint(place, known, trainer=trainer, watch=watch, callbacks=own)
-            keeping.append(checkpoint.callback())
-            first, last = checkpoint.first_epoch, checkpoint.last_epoch(epochs)
-        validation = passes = None
-        if patience is not None:
-            if data.validation is None:
-                raise DataError("Early stopping needs a `validation` split.")
-            validation = data.validation.batches(weighted=True)
-            if plan.rows:
-                validation = validation.map(lambda x, y, *weights: (x, plan.dense(y), *weights))
-            validation = spread(validation, crew, trains=False)
-            passes = None if crew.replicas == 1 else data.validation.steps  # Keras cannot tell
-        with seeded_layers(trainer, derive_seed(seed, "layers")) as seeding:
-            history = trainer.fit(
-                fed(training_batches(split, recipe, plan, seed, first_epoch=first)),
-                initial_epoch=first,
-                epochs=last,
-                steps_per_epoch=split.steps,
-                validation_data=validation,
-                validation_steps=passes,
-                verbose=0,
-                callbacks=[seeding, *keeping],
-            )
-        trained = first + len(history.epoch)
-        if checkpoint is not None and not watch.diverged:
-            checkpoint.finish(trained)
+        history = training.run(trainer, epochs, own, watch, checkpoint)
     # Tracing has drawn from the global generators, as a training that was finished before has not.
     tf_keras().utils.set_random_seed(derive_seed(seed, "behind"))
-    hindered = hindered or trainer.not_compiled
     if watch.diverged:
         raise OptkitError(
             f"Training diverged: the loss was {watch.diverged[1]} in epoch {watch.diverged[0]}. "
             "Lower the learning rate, or look for extreme values in the data."
         )
-    curves = {name: [float(v) for v in values] for name, values in history.history.items()}
-    notes = [*split.notes, *([f"trained without XLA: {hindered}"] if hindered else [])]
+    return _told(
+        training,
+        trainer,
+        history,
+        watch=watch,
+        checkpoint=checkpoint,
+        callbacks=own,
+        search=search,
+    )
+
+
+class _Training:
+    """One training: what goes in, the model that trains, the loop.
+
+    Args:
+        recipe: How to train.
+        split: The split to draw from.
+        validation: The split to look at behind every epoch; ``None`` for none.
+        task: What the model is for.
+        metric: The metric of the run.
+        loss: The loss to train by.
+        source: The model that came into the pipeline.
+        constraints: What must be kept of weights.
+        rate_factors: By path of a variable, what its updates are multiplied by.
+        optimizers: Optimizers, of which the first that is not ``None`` counts.
+        weight_decay: Decay of kernels; ``None`` for the optimizer's own.
+        hindered: Why XLA is not even asked, where it is wanted.
+        seed: Seed of the training.
+        crew: Those who train together.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        split: Any,
+        validation: Any,
+        task: Task,
+        metric: Metric,
+        loss: Loss,
+        source: Any,
+        constraints: Mapping[Any, Constraint],
+        rate_factors: Mapping[str, float],
+        optimizers: Sequence[Any],
+        weight_decay: float | None,
+        hindered: str | None,
+        seed: int,
+        crew: Crew,
+    ):
+        self.recipe, self.split, self.validation = recipe, split, validation
+        self.task, self.metric, self.loss, self.source = task, metric, loss, source
+        self.constraints, self.rate_factors = constraints, rate_factors
+        self.optimizers, self.weight_decay = optimizers, weight_decay
+        self.hindered, self.seed, self.crew = hindered, seed, crew
+        self.steps = steps_of(split, recipe)
+        with crew.scope():  # in which metrics must be made, too
+            self.plan = self._plan()
+
+    def _plan(self) -> Plan:
+        return plan_training(self.task, self.metric, self.loss, soft=self.recipe.softens_targets)
+
+    def batches(self, seed: int, *, first_epoch: int = 0) -> Any:
+        """The training stream, in shares for those who train together."""
+        stream = training_batches(self.split, self.recipe, self.plan, seed, first_epoch=first_epoch)
+        return spread(stream, self.crew, trains=True)
+
+    def validation_batches(self) -> dict[str, Any]:
+        """What Keras is given to look at behind every epoch."""
+        split, plan = self.validation, self.plan
+        if split is None:
+            return {}
+        batches = split.batches(weighted=True)
+        if plan.rows:
+            batches = batches.map(lambda x, y, *weights: (x, plan.dense(y), *weights))
+        return {
+            "validation_data": spread(batches, self.crew, trains=False),
+            # Of shares, Keras cannot tell how many there are.
+            "validation_steps": None if self.crew.replicas == 1 else split.steps,
+        }
+
+    def rate(self, peak: float | None, epochs: int) -> Any:
+        """The learning rate: a number, the recipe's course, or ``None`` for the optimizer's own."""
+        schedule = self.recipe.schedule
+        if schedule is None:
+            return peak
+        updates = self.steps.updates
+        peak = peak_learning_rate(self.optimizers, peak)
+        return schedule.rate(peak, epochs * updates, updates)
+
+    def trainer(self, working: Any, rate: Any) -> Any:
+        """A compiled model over the layers of the one to train."""
+        trainer = make_trainer(
+            working,
+            self.constraints,
+            self.rate_factors,
+            by_name=bool(self.task.parts),
+            accumulate=self.steps.accumulate,
+            replicas=self.crew.replicas,
+        )
+        optimizer = make_optimizer(self.optimizers, rate, self.weight_decay)
+        plan = self._plan()  # Keras resets no metrics before the first batch: each has its own
+        trainer.compile(
+            optimizer=with_loss_scaling(optimizer, working),
+            loss=plan.loss.function,
+            jit_compile=bool(self.recipe.jit) and self.hindered is None,
+            **compile_arguments(plan, self.metric, self.source if self.split.weighted else None),
+        )
+        return trainer
+
+    def search(self, working: Any, tried: RateRange) -> LearningRateSearch:
+        """Looks for a learning rate, with everything that the training will have."""
+        # XLA would draw from no seed at all.
+        with seeded_layers(working, derive_seed(self.seed, "layers")):
+            return range_test(
+                working,
+                lambda rate: self.trainer(working, rate),
+                self.batches(derive_seed(self.seed, "rates")),
+                accumulate=self.steps.accumulate,
+                seed=derive_seed(self.seed, "range test"),
+                tried=tried,
+            )
+
+    def run(
+        self,
+        trainer: Any,
+        epochs: int,
+        callbacks: Sequence[Any],
+        watch: Watch,
+        checkpoint: Checkpoint | None,
+    ) -> Any:
+        """Trains, from where the checkpoint is.
+
+        Returns:
+            The history of Keras, of what this process has trained.
+        """
+        # The pass's own callbacks first: pruning must mask the weights before they are kept.
+        looking = [_telling_rates(), *callbacks, watch.callback()]
+        first, last = 0, epochs
+        if checkpoint is not None:
+            looking.append(checkpoint.callback())
+            first, last = checkpoint.first_epoch, checkpoint.last_epoch(epochs)
+        with seeded_layers(trainer, derive_seed(self.seed, "layers")) as seeding:
+            history = trainer.fit(
+                self.batches(self.seed, first_epoch=first),
+                initial_epoch=first,
+                epochs=last,
+                steps_per_epoch=self.split.steps,
+                verbose=0,
+                callbacks=[seeding, *looking],
+                **self.validation_batches(),
+            )
+        if checkpoint is not None and not watch.diverged:
+            checkpoint.finish(first + len(history.epoch))
+        return history
+
+
+def _training_split(data: BoundData, recipe: Recipe, seed: int) -> Any:
+    """The split to draw from."""
+    if data.train is None:
+        raise DataError("Training needs a `train` split.")
+    split = sampled(data.train, recipe, seed)
+    if split.weighted and recipe.mix is not None and not recipe.mixes_weights:
+        raise PipelineError(
+            "The training data have weights (sample or class weights), and the function that mixes "
+            "samples takes none: it must take `(x, y, seed, weights)` and give `(x, y, weights)`."
+        )
+    return split
+
+
+def _looked_at(data: BoundData, patience: int | None) -> Any:
+    """The split to look at behind every epoch; ``None`` without early stopping."""
+    if patience is None:
+        return None
+    if data.validation is None:
+        raise DataError("Early stopping needs a `validation` split.")
+    return data.validation
+
+
+def _watched(metric: Metric) -> tuple[str, int]:
+    """The figure that decides on early stopping, and 1 where more of it is better, -1 where less."""
+    if len(metric.judged) == 1:
+        output = metric.judged[0]
+        return f"{output}_{METRIC}", metric.parts[output].sign()
+    # Where several outputs count alike, the loss of all weighs them against each other.
+    return METRIC, metric.sign()
+
+
+def _told(
+    training: _Training,
+    trainer: Any,
+    history: Any,
+    *,
+    watch: Watch,
+    checkpoint: Checkpoint | None,
+    callbacks: Sequence[Any],
+    search: LearningRateSearch | None,
+) -> History:
+    """What came of a training."""
+    notes = list(training.split.notes)
+    if hindered := training.hindered or trainer.not_compiled:
+        notes.append(f"trained without XLA: {hindered}")
+    first = 0
     resumed: tuple[int, ...] = ()
+    curves = {name: [float(v) for v in values] for name, values in history.history.items()}
     if checkpoint is not None:
-        curves, resumed = checkpoint.curves, checkpoint.resumed
+        first, curves, resumed = checkpoint.first_epoch, checkpoint.curves, checkpoint.resumed
         if first and history.epoch:
-            notes += _differing(first, own, recipe, trainer)
+            notes += _differing(first, callbacks, training.recipe, trainer)
+    epochs = first + len(history.epoch)
     return History(
         curves,
-        trained,
-        watch.best_epoch or trained,
+        epochs,
+        watch.best_epoch or epochs,
         watch.stopped,
         search,
         tuple(notes),
