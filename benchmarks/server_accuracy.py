@@ -38,7 +38,7 @@ class Lengths:
     """Epochs of everything that trains."""
 
     head: int = 4
-    layers: int = 6
+    layers: int = 8
     average: int = 4
     scratch: int = 200
 
@@ -143,7 +143,7 @@ def _pipeline(weights: Path, lengths: Lengths, seed: int) -> Any:
                 input_size=_SIZE,
                 patience=None,
             ),
-            ok.SWA(epochs=lengths.average, learning_rate=1e-4, start=0.25),
+            ok.SWA(epochs=lengths.average, learning_rate=1e-4, start=0.0),
         ],
         loss="sparse_categorical_crossentropy",
         seed=seed,
