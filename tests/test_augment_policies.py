@@ -15,6 +15,7 @@ from optkit.data import Data
 from optkit.fingerprint import fingerprint
 from optkit.imaging import Albumented, operations
 from optkit.imaging.operations import AMOUNTS_OF_AUGMIX, AMOUNTS_OF_AUTOAUGMENT
+from optkit.imaging.policies import _shares
 from optkit.imaging.published import POLICIES
 from optkit.mixing import CutMixing, MixUpMixing, beta, blended_targets
 from optkit.testing import digits, small_model
@@ -236,11 +237,23 @@ def test_magnitude_is_strength(pictures):
     assert change(3) < change(12) < change(30)
 
 
+def test_the_shares_of_augmix():
+    """Of chains Dirichlet(alpha, …), of the image itself Beta(alpha, alpha), by their moments."""
+    for alpha in (0.5, 1.0, 4.0):
+        shares, kept = (part.numpy() for part in _shares(3, 20_000, alpha, _key(1, 2)))
+        assert np.allclose(shares.sum(0), 1, atol=1e-5)
+        assert np.allclose(shares.mean(1), 1 / 3, atol=0.01)
+        assert np.allclose(shares.var(1), 2 / (9 * (3 * alpha + 1)), rtol=0.06)
+        assert abs(kept.mean() - 0.5) < 0.015
+        assert kept.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.06)
+        assert abs(np.corrcoef(kept, shares[0])[0, 1]) < 0.03
+
+
 def test_augmix_is_a_blend(pictures):
-    """Chains of nothing but identities give the image back, whatever the shares are."""
+    """What no chain can make of an image is in no blend; stronger chains go further from it."""
     import tensorflow as tf
 
-    flat = np.full((16, 9, 9, 3), 100, "float32")  # flat and light-grey: only `Solarize` shows
+    flat = np.full((16, 9, 9, 3), 100, "float32")
     out = ok.AugMix(severity=1).apply(tf.constant(flat), _key(0, 1), (0, 255)).numpy()
     assert np.ptp(out, axis=(1, 2)).max() < 1e-3, "moves of a flat image are flat"
     mild = ok.AugMix(severity=1).apply(tf.constant(pictures), _key(0, 1), (0, 255)).numpy()
@@ -377,6 +390,7 @@ def _cnn(shape, outputs=2):
         lambda: ok.Augment("augmix3"),
         lambda: ok.Augment(["rand", 3]),
         lambda: ok.Augment(ok.RandAugment),
+        lambda: ok.Augment([ok.RandAugment]),
         lambda: ok.Augment([ok.RandAugment()], rotation=3),
         lambda: ok.Augment({"kind": "Trivial"}),
         lambda: ok.Augment({"kind": "RandAugment", "m": 3}),
@@ -671,6 +685,10 @@ def test_cut_mix_with_mix_up():
     assert 0.1 < blended.mean() < 0.3, "a quarter of four fifths"
     assert 0.35 < cut.mean() < 0.75
     assert np.ptp(images[blended], axis=(1, 2)).max() < 1e-5
+    # Their shares are drawn from MixUp's own distribution, here one that is all but a half.
+    _, y = CutMixing(1.0, 1.0, 1e4, 0.5)(tf.constant(x), tf.eye(count), _key(1, 2))
+    halves = np.abs(np.diag(y.numpy()) - 0.5) < 0.03
+    assert 0.4 < halves.mean() < 0.65
 
 
 def test_smoothing_before_or_after_mixing_is_the_same():

@@ -539,7 +539,11 @@ def test_one_output_of_several():
         ({"strategy": "over", "over_ratio": 1.5}, r"in \(0, 1\]"),
         ({"strategy": "smote", "k_neighbors": 0}, "at least 1"),
         ({"strategy": SMOTE}, r"is the class SMOTE. Give an object of it: `SMOTE\(\)`"),
-        ({"strategy": []}, "empty list"),
+        ({"strategy": []}, "holds no sampler. Give at least one"),
+        ({"strategy": [None, "passthrough"]}, "holds no sampler. Give at least one"),
+        ({"strategy": None}, "`strategy` must be a sampler.*Received: None"),
+        ({"strategy": "smote_under", "under_ratio": 0.5}, "0.5 of the largest.*nothing to cut"),
+        ({"strategy": "smote_under", "over_ratio": 0.3, "under_ratio": 0.2}, "nothing to cut"),
         ({"strategy": [SMOTE(), 3]}, r"`strategy\[1\]` must be a sampler.*Received: 3"),
         ({"strategy": SMOTE(), "over_ratio": 0.5}, "takes no over_ratio. Set `sampling_strategy`"),
         (
@@ -718,7 +722,7 @@ def test_balanced_accuracy_is_that_of_scikit_learn(kind):
 def test_early_stopping_watches_balanced_accuracy():
     x, y = table()
     x[:, -1] /= 1000
-    data = ok.Data(train=(x, y), validation=table(seed=0), test=(x, y))
+    data = ok.Data(train=(x[:100], y[:100]), validation=(x[100:], y[100:]), test=(x, y))
     measure = dataclasses.replace(QUICK, metric="balanced_accuracy")
     passes = [ok.FineTune(epochs=3, learning_rate=0.05, patience=3)]
     result = ok.Pipeline(passes).run(dense(), data, measure=measure)
@@ -745,7 +749,7 @@ def test_rare_digits_are_found_more_often():
     half = np.arange(len(x)) < 1000
     rare = np.flatnonzero(half & (y < 5))
     train = np.r_[np.flatnonzero(half & (y >= 5)), rare[::8]]
-    data = ok.Data(train=(x[train], y[train]), test=(x[~half], y[~half]))
+    data = ok.Data(train=(x[train], y[train]), test=(x[~half], y[~half]), batch_size=64)
     with isolated(0):
         model = keras.Sequential(
             [
@@ -755,7 +759,7 @@ def test_rare_digits_are_found_more_often():
                 layers.Dense(10, activation="softmax", name="classes"),
             ]
         )
-    training = ok.FineTune(epochs=6, learning_rate=3e-3, patience=None)
+    training = ok.FineTune(epochs=6, learning_rate=6e-3, patience=None)
     measure = dataclasses.replace(QUICK, metric="balanced_accuracy")
 
     def rare_found(*passes):

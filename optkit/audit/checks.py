@@ -254,8 +254,8 @@ _MEANING = {
     "image": "of thumbnails, relative to their contrast",
     "array": "relative to the variation of the values",
     "table": "standard deviations in the feature that differs most",
-    "text": "(share of the pairs of words that only one has)",
-    "ids": "(share of the pairs of ids that only one has)",
+    "text": "of the pairs of neighbouring words, which only one has",
+    "ids": "of the pairs of neighbouring ids, which only one has",
 }
 
 

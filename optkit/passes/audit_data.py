@@ -11,7 +11,7 @@ from optkit.audit import CHECKS, KINDS, Finding, audit
 from optkit.base import InspectPass
 from optkit.context import Context, Setting
 from optkit.data import BoundData
-from optkit.errors import DataError
+from optkit.errors import DataError, PipelineError
 from optkit.task import Task
 
 __all__ = ["AuditData"]
@@ -84,6 +84,11 @@ class AuditData(InspectPass):
     ):
         self.strict = _validate.boolean("strict", strict)
         self.checks = _validate.texts("checks", checks)
+        if not self.checks:
+            raise PipelineError(
+                f"`checks` is empty, so AuditData looks for nothing. Name some of {', '.join(CHECKS)}, "
+                "or leave it out for all of them."
+            )
         for name in self.checks:
             _validate.one_of("checks", name, CHECKS)
         self.near = _validate.optional(

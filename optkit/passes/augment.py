@@ -74,6 +74,7 @@ PRESETS = {
 
 _TRIED = 8  # images that a policy is tried on before anything trains
 _DRAWS = 11  # random numbers that one image takes at most
+_OWN = 2**20  # from here on numbers make keys for steps; what a step folds in by itself is smaller
 
 
 def augment_images(
@@ -180,8 +181,9 @@ class _Steps:
 
         def run(x: Any, key: Any) -> Any:
             for i, step in enumerate(steps):
-                # One key for each, or two of them would draw the same numbers.
-                x = step(x, tf.random.experimental.stateless_fold_in(key, i) if i else key)
+                # One key for each, or two of them would draw the same numbers. Steps make keys of
+                # their own by folding small numbers in, so that these must be others.
+                x = step(x, tf.random.experimental.stateless_fold_in(key, _OWN + i) if i else key)
             return x
 
         if all(map(_knows_range, self.items)):
@@ -325,6 +327,8 @@ class Augment(RecipePass):
                 raise PipelineError(f"`value_range` must rise. Received: {self.value_range}.")
         if isinstance(self.policy, list | tuple):
             self._check_list(given)
+        elif isinstance(self.policy, type):
+            _refuse_class("policy", self.policy)
         elif isinstance(self.policy, str) or not _knows_range(self.policy):
             _known("policy", self.policy)
 
@@ -332,18 +336,16 @@ class Augment(RecipePass):
         if not self.policy:
             raise PipelineError("`policy` is an empty list. Name what is to be done.")
         for i, item in enumerate(self.policy):
-            if isinstance(item, str) or not (_knows_range(item) or callable(item)):
+            if isinstance(item, type):
+                _refuse_class(f"policy[{i}]", item)
+            elif isinstance(item, str) or not (_knows_range(item) or callable(item)):
                 _known(f"policy[{i}]", item)
-            elif isinstance(item, type):
-                raise ArgumentTypeError(
-                    f"`policy[{i}]` is the class {item.__name__}; give an object made of it."
-                )
         unused = self.value_range is not None and not any(map(_knows_range, self._items()))
         if given or unused:
             raise PipelineError(
-                f"A list of layers and functions says all by itself; it takes no "
-                f"{', '.join([*given, *(['value_range'] if unused else [])])}. Put a preset or "
-                "another `Augment` beside it."
+                "A list says all by itself, and takes no "
+                f"{', '.join([*given, *(['value_range'] if unused else [])])}. Put a preset into it, "
+                "or another `Augment` beside this one."
             )
 
     def _items(self) -> tuple[Any, ...]:
@@ -386,10 +388,8 @@ class Augment(RecipePass):
             return
         tf = tensorflow()
         try:
-            for item in filter(
-                is_albumentations, items
-            ):  # here, as an error inside of a graph says
-                # little of what is wrong
+            # By themselves first, as an error within a graph says little of what is wrong.
+            for item in filter(is_albumentations, items):
                 values = value_range(split, self.value_range)
                 Albumented(item, values).changed(images, np.zeros(2, "int64"))
             few = tf.convert_to_tensor(images[:2])
@@ -425,6 +425,12 @@ def _looked_up(item: Any) -> Any:
     if not isinstance(item, str):
         return item
     return PRESETS.get(item) or POLICIES_BY_NAME[item]
+
+
+def _refuse_class(name: str, value: type) -> None:
+    raise ArgumentTypeError(
+        f"`{name}` is the class {value.__name__}. Give an object of it: `{value.__name__}(…)`."
+    )
 
 
 def _known(name: str, value: Any) -> None:

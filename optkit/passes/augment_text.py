@@ -372,7 +372,10 @@ class AugmentText(RecipePass):
             return
         rates = {name: rate for name, rate in vars(self._words()).items() if rate}
         listed = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
-        context.note(f"treats texts: {listed or 'back-translation alone'}")
+        if self.translate is not None:
+            sent = f"back-translation {self.translate_share:g}"
+            listed = f"{sent}, {listed}" if listed else sent
+        context.note(f"treats texts: {listed}")
         if not self._needs_synonyms() or self.synonyms is None:
             return
         source = synonyms_from(self.synonyms)

@@ -137,7 +137,7 @@ class Rebalance(RecipePass):
         over_ratio: Smaller classes are raised to this share of the largest one, in ``(0, 1]``;
             ``None`` for 1, with ``"smote_under"`` for 0.5.
         under_ratio: Larger classes are cut until the smallest is this share of each, in ``(0, 1]``;
-            ``None`` for 1.
+            ``None`` for 1. With ``"smote_under"`` above ``over_ratio``, or nothing would be cut.
         k_neighbors: Neighbours between which samples are made, at least 1; ``None`` for 5, with
             ``"kmeans_smote"`` for 2.
         features: What neighbours are found by: ``"flat"`` (the values as they are), ``"scaled"``
@@ -202,6 +202,7 @@ class Rebalance(RecipePass):
                         f"strategy={self.strategy!r} takes no `{name}`; these do: "
                         f"{', '.join(having)}."
                     )
+            self._check_ratios(defaults)
         else:
             as_samplers(self.strategy, None, None, None)
             if extra := [name for name, value in given.items() if value is not None]:
@@ -217,6 +218,19 @@ class Rebalance(RecipePass):
             raise ArgumentTypeError(
                 "`features` must be 'auto', 'flat', 'scaled', a Keras model, or the path of one. "
                 f"Received: {self.features!r} (of type {type(self.features).__name__})."
+            )
+
+    def _check_ratios(self, defaults: Strategy) -> None:
+        """Refuses ratios of which the second one leaves nothing to do."""
+        if defaults.over is None or defaults.under is None:
+            return
+        over = defaults.over if self.over_ratio is None else self.over_ratio
+        under = defaults.under if self.under_ratio is None else self.under_ratio
+        if under <= over:
+            raise PipelineError(
+                f"strategy={self.strategy!r} raises the smaller classes to {over:g} of the largest "
+                f"one (`over_ratio`); cutting it until they are {under:g} of it (`under_ratio`) "
+                "leaves nothing to cut. Give an `under_ratio` above `over_ratio`, or use 'smote'."
             )
 
     @property

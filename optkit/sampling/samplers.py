@@ -111,7 +111,7 @@ def _steps(strategy: Any) -> list[Any]:
     """The samplers of a list, of a pipeline of imbalanced-learn, or the one given.
 
     Raises:
-        ArgumentTypeError: If something there cannot resample.
+        ArgumentTypeError: If something there cannot resample, or nothing is there.
         PipelineError: If a pipeline changes features.
     """
     if isinstance(strategy, Sequence):
@@ -120,11 +120,10 @@ def _steps(strategy: Any) -> list[Any]:
         given = [(f"strategy.{name}", item) for name, item in strategy.steps]
     else:
         given = [("strategy", strategy)]
-    if not given:
-        raise ArgumentTypeError("`strategy` is an empty list. Give at least one sampler.")
     found: list[Any] = []
     for place, item in given:
-        if item is None or item == "passthrough":
+        # What a pipeline of imbalanced-learn calls a step that does nothing.
+        if place != "strategy" and (item is None or item == "passthrough"):
             continue
         if isinstance(item, type):
             raise ArgumentTypeError(
@@ -146,6 +145,8 @@ def _steps(strategy: Any) -> list[Any]:
                 f"`{place}` must be a sampler, with `fit_resample(X, y)`. Received: {item!r} (of "
                 f"type {type(item).__name__}). Strategies by name: {', '.join(STRATEGIES)}."
             )
+    if not found:
+        raise ArgumentTypeError("`strategy` holds no sampler. Give at least one.")
     return found
 
 

@@ -97,7 +97,7 @@ def find_wordnet() -> Any:
     if importlib.util.find_spec("nltk") is None:
         raise PipelineError(
             "Synonyms from WordNet need the package nltk, which is not installed: "
-            "`pip install optkit[text]`. Or give `synonyms=` a mapping or a function, or None."
+            "`pip install 'optkit[text]'`. Or give `synonyms=` a mapping or a function, or None."
         )
     from nltk import data
 
