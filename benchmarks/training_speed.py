@@ -77,7 +77,6 @@ def _speeds(names: Sequence[str], outcome: common.Outcome) -> None:
         settings = _settings(model, BATCH)
         for way, slots in WAYS.items():
             found = compare_steps(model, Recipe(**slots), Recipe(), **settings)
-            assert found.speedup is not None, found.not_compiled
             ratio, ends = found.speedup.ratio, found.speedup.ci
             rows.append(
                 (

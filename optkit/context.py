@@ -19,7 +19,7 @@ from optkit.errors import ArgumentTypeError, DataError, OptkitError, PipelineErr
 from optkit.goals import Goals
 from optkit.learned import LearnedRanges
 from optkit.metric import Metric
-from optkit.models import batch_norms, mixed_precision_layers, variables_by_path
+from optkit.models import batch_norms, is_compiled, mixed_precision_layers, variables_by_path
 from optkit.recipe import Recipe
 from optkit.runtime import derive_seed
 from optkit.study import Study
@@ -57,6 +57,8 @@ class Setting:
         loss: The loss it will train with.
         recipe: The recipe as it will be when the pass runs.
         goals: What the result must reach; ``None`` where that is not known.
+        source: The tf_keras model that came into the pipeline, whose compiled optimizer is the
+            default of every training; ``None`` where that is not known.
     """
 
     model: Any
@@ -65,6 +67,7 @@ class Setting:
     loss: Loss
     recipe: Recipe
     goals: Goals | None = None
+    source: Any = None
 
     def require_float32(self) -> None:
         """Refuses a model that computes in 16 bits."""
@@ -84,6 +87,19 @@ class Setting:
                 f"Every layer of model {self.model.name!r} is frozen, so there is nothing to "
                 "train. Set `trainable = True` on the layers that may change."
             )
+
+    def require_peak(self, learning_rate: float | str | None, optimizer: Any) -> None:
+        """Refuses a training whose learning rate is to follow a course, and has no peak.
+
+        Args:
+            learning_rate: What the pass was given.
+            optimizer: What the pass was given.
+        """
+        if learning_rate is None:
+            compiled = None
+            if self.source is not None and is_compiled(self.source):
+                compiled = self.source.optimizer
+            training.peak_learning_rate((optimizer, self.recipe.optimizer, compiled), None)
 
 
 class Context:

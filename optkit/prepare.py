@@ -266,7 +266,8 @@ def _check_passes(prepared: Prepared, model: Any, goals: Goals) -> None:
     for number, name, item in prepared.steps:
         try:
             data = shown_data(prepared.data, item)
-            setting = Setting(model, data, prepared.task, prepared.loss, recipe, goals)
+            source = prepared.admitted.model
+            setting = Setting(model, data, prepared.task, prepared.loss, recipe, goals, source)
             seen = item.check(setting)
         except OptkitError as error:
             raise type(error)(f"Step {number}, {name}: {error}") from error

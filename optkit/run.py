@@ -518,7 +518,8 @@ class Runner:
         data = shown_data(prepared.data, item)
         try:
             recipe, goals = self.state.recipe, self.options.goals
-            item.check(Setting(model, data, prepared.task, prepared.loss, recipe, goals))
+            task, loss = prepared.task, prepared.loss
+            item.check(Setting(model, data, task, loss, recipe, goals, self.model))
         except Exception as error:
             return f"not possible{undone or ' without what was left out'}: {error}"
         return ""

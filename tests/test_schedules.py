@@ -16,6 +16,7 @@ from optkit.runtime import isolated
 from optkit.testing import digits, small_model
 from optkit.training import LearningRateSearch, Steps
 
+pytestmark = pytest.mark.usefixtures("untimed")
 PEAK = 0.04
 
 
@@ -149,10 +150,12 @@ def test_a_schedule_goes_by_updates_not_by_batches(table):
 def test_a_schedule_of_a_training_that_stops_early_is_that_of_all_its_epochs(table):
     recipe = ok.LRSchedule("cosine").amend(ok.Recipe())
     _, whole = rates_of(recipe, table, epochs=6)
-    _, stopped = rates_of(recipe, table, epochs=6, patience=1, learning_rate=5.0)
-    assert stopped.stopped_early or stopped.best_epoch <= stopped.epochs
+    # At this rate descent runs away, so that the second epoch is worse than the first.
+    _, stopped = rates_of(recipe, table, epochs=6, patience=1, learning_rate=1.5)
     kept = len(stopped.curves["learning_rate"])
-    expected = np.array(whole.curves["learning_rate"][:kept]) * 5.0 / PEAK
+    assert stopped.stopped_early
+    assert 1 < kept < 6
+    expected = np.array(whole.curves["learning_rate"][:kept]) * 1.5 / PEAK
     assert stopped.curves["learning_rate"] == pytest.approx(expected, rel=1e-4)
 
 
@@ -431,11 +434,11 @@ def test_a_search_keeps_what_must_be_kept(table):
 
 
 def test_auto_makes_digits_better_and_says_what_it_did():
-    data = digits(600)
+    data = digits(400)
     passes = [ok.LRSchedule("cosine", warmup=0.1), ok.FineTune(12, "auto", patience=None)]
     report = ok.Pipeline(passes).run(dropped_model(), data).report
     row = report.rows[1]
-    assert report.final.accuracy > 0.8
+    assert report.final.accuracy > 0.7 > 4 * report.baseline.accuracy
     assert row.notes[0].startswith("learning rate 0.")
     assert row.notes[0].endswith("found by a range test")
     assert row.studies[0].title == "Learning rates tried"

@@ -18,7 +18,7 @@ from optkit.measuring.latency import Speedup
 from optkit.models import mixed_precision_layers, signature
 from optkit.quantize.sources import leaves_of
 from optkit.runtime import isolated, tensorflow
-from optkit.training.speed import compare_steps, in_turns
+from optkit.training.speed import CompileError, compare_steps, in_turns
 from optkit.training.xla import hindrance, is_compile_failure, reason_of
 
 __all__ = ["CompileXLA"]
@@ -102,19 +102,20 @@ class CompileXLA(Pass):
 
     def _compiles_training(self, model: Any, state: State, context: Context) -> bool:
         """Whether trainings are to be compiled; the row says why."""
-        found = compare_steps(
-            model,
-            state.recipe.amended(jit=True),
-            replace(state.recipe, jit=None),
-            data=context.data,
-            task=context.task,
-            metric=context.metric,
-            loss=context.loss,
-            source=context.model,
-            seed=context.derive_seed("speed"),
-        )
-        if found.speedup is None:
-            context.note(f"training goes on without XLA: {found.not_compiled}")
+        try:
+            found = compare_steps(
+                model,
+                state.recipe.amended(jit=True),
+                replace(state.recipe, jit=None),
+                data=context.data,
+                task=context.task,
+                metric=context.metric,
+                loss=context.loss,
+                source=context.model,
+                seed=context.derive_seed("speed"),
+            )
+        except CompileError as error:
+            context.note(f"training goes on without XLA: {error}")
             return False
         context.depend_on_machine()
         wanted = self.training is True or found.speedup.ci[0] > 1

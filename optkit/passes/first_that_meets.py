@@ -290,7 +290,9 @@ def _try(number: int, item: Pass, state: State, context: Context, goals: Goals) 
     """Runs an alternative on a state and judges what it gives."""
     branch = context.branch(f"alternative {number}", needs=item.needs, goals=goals)
     model = state.artifact.model if isinstance(state.artifact, KerasArtifact) else None
-    setting = Setting(model, branch.data, context.task, context.loss, state.recipe, goals)
+    setting = Setting(
+        *(model, branch.data, context.task, context.loss, state.recipe, goals, context.model)
+    )
     reason, _ = _checked(item, setting)
     if reason:
         return _Trial(number, item, "left out", reason)

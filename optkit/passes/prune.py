@@ -173,7 +173,9 @@ class Prune(TrainPass):
         return ("train",) if self.patience is None else ("train", "validation")
 
     def check(self, setting: Setting) -> None:
-        """Refuses unknown layer names and models with nothing to prune."""
+        """Refuses unknown layer names, models with nothing to prune, and schedules without a peak."""
+        if setting.recipe.schedule is not None:
+            setting.require_peak(self.learning_rate, self.optimizer)
         if setting.model is not None:
             self.targets(setting.model)
 

@@ -251,8 +251,9 @@ class SWA(TrainPass):
         self.optimizer = optimizer
 
     def check(self, setting: Setting) -> None:
-        """Refuses a model with nothing to train."""
+        """Refuses a model with nothing to train, and a learning rate that cannot stay up."""
         setting.require_trainable()
+        setting.require_peak(self.learning_rate, self.optimizer)
 
     def _rate(self, recipe: Recipe, context: Context) -> float | str:
         """A number, as the rate must stay up: a compiled schedule counts by its first rate."""

@@ -232,7 +232,7 @@ class Checkpoint:
             def on_train_begin(self, logs: Any = None) -> None:
                 # Behind the others, which look at a fresh optimizer and begin from nothing here.
                 if checkpoint.found is not None:
-                    checkpoint.restore()
+                    checkpoint.restore(checkpoint.found)
 
             def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
                 last = epoch + 1 >= self.params["epochs"] or self.model.stop_training
@@ -292,12 +292,11 @@ class Checkpoint:
         }
         return Bundle(values, arrays)
 
-    def restore(self) -> None:
+    def restore(self, found: Snapshot) -> None:
         """Puts the training where the checkpoint is."""
-        assert self.found is not None  # whoever calls this has looked
-        values, arrays = self.found.bundle.values, self.found.bundle.arrays
+        values, arrays = found.bundle.values, found.bundle.arrays
         _assign(_variables(self.trainer), arrays, "weights")
-        if not self.found.finished:
+        if not found.finished:
             build_optimizer(self.trainer)
             _assign(optimizer_variables(self.trainer), arrays, "optimizer")
         self.trainer.settle()
@@ -305,9 +304,9 @@ class Checkpoint:
         watch.best_epoch, watch.stopped = values["best_epoch"], values["stopped"]
         if values["best"] is not None:
             watch.best = (values["best"][0], values["best"][1])
-            if not self.found.finished:
+            if not found.finished:
                 watch.best_weights = self.trainer.get_weights()
-        if values["best_is_elsewhere"] and not self.found.finished:
+        if values["best_is_elsewhere"] and not found.finished:
             for i, place in enumerate(_numeric(self.trainer)):
                 watch.best_weights[place] = arrays[f"best/{i}"]  # type: ignore[index]
         for i, item in enumerate(self.callbacks):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from optkit.data import BoundData
-from optkit.errors import DataError
+from optkit.errors import DataError, OptkitError
 from optkit.measuring.latency import Speedup
 from optkit.measuring.statistics import bootstrap_median
 from optkit.measuring.worker import by_block, time_in_turns
@@ -29,7 +29,7 @@ from optkit.training.trainer import make_trainer
 from optkit.training.twin import working_twin
 from optkit.training.xla import hindrance
 
-__all__ = ["StepSpeed", "compare_steps", "in_turns"]
+__all__ = ["CompileError", "StepSpeed", "compare_steps", "in_turns"]
 
 # Where things lie in memory makes them a few per cent faster or slower, and each is made once.
 _RESOLUTION = 0.04
@@ -37,21 +37,23 @@ _SECONDS = 0.4
 _ROUNDS = 4
 
 
+class CompileError(OptkitError):
+    """XLA was to compile a training step and cannot; the message is the reason."""
+
+
 @dataclass(frozen=True)
 class StepSpeed:
     """What a training step takes.
 
     Attributes:
-        speedup: How many times faster it is than the other; ``None`` where XLA cannot compile it.
+        speedup: How many times faster it is than the other.
         milliseconds: Of one step.
         preparing: Seconds that the first step took, compiling included.
-        not_compiled: Why XLA did not compile it, where it was to.
     """
 
-    speedup: Speedup | None
+    speedup: Speedup
     milliseconds: float
     preparing: float
-    not_compiled: str | None = None
 
 
 def in_turns(run: Callable[[], Any], other: Callable[[], Any]) -> tuple[Speedup, float]:
@@ -95,10 +97,15 @@ def compare_steps(
         loss: The loss of the run.
         source: The model that came in.
         seed: Seed for what is random.
+
+    Raises:
+        CompileError: Where XLA is to compile the recipe's step and cannot.
     """
     tf = tensorflow()
     if data.train is None:
         raise DataError("Training needs a `train` split.")
+    if recipe.jit and (reason := hindrance(model)):
+        raise CompileError(reason)
     if recipe.loss is not None:
         loss = replaced_loss(recipe.loss, task, loss, "recipe")
     plan = plan_training(task, metric, loss, soft=recipe.softens_targets)
@@ -109,14 +116,13 @@ def compare_steps(
         batches = tf.data.Dataset.from_tensors(batch).repeat()
 
         def runner(how: Recipe) -> tuple[Any, Callable[[], Any]]:
-            jit = bool(how.jit) and hindrance(model) is None
             twin = stack.enter_context(working_twin(clone(model), precision=how.precision))
             trainer = make_trainer(twin, {}, {}, by_name=bool(task.parts))
             optimizer = make_optimizer((how.optimizer, compiled), None, None)
             trainer.compile(
                 optimizer=with_loss_scaling(optimizer, twin),
                 loss=plan.loss.function,
-                jit_compile=jit,
+                jit_compile=bool(how.jit),
                 **compile_arguments(plan, metric, source if split.weighted else None),
             )
             trainer.begin(split.steps)
@@ -129,8 +135,7 @@ def compare_steps(
         began = time.perf_counter()
         run()
         preparing = time.perf_counter() - began
-        reason = hindrance(model) if recipe.jit else None
-        if reason or trainer.not_compiled:
-            return StepSpeed(None, 0.0, preparing, reason or trainer.not_compiled)
+        if trainer.not_compiled:
+            raise CompileError(trainer.not_compiled)
         speedup, milliseconds = in_turns(run, run_other)
     return StepSpeed(speedup, milliseconds, preparing)
