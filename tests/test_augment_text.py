@@ -326,8 +326,13 @@ def test_missing_data_are_told_before_training_with_how_to_get_them(monkeypatch,
 
 
 _SYNSETS = {
-    "noun": [(["movie", "film", "moving_picture", "Flick"], [9, 7, 0, 0]), (["film"], [5])],
-    "verb": [(["film", "shoot", "take"], [1, 0, 0])],
+    "noun": [
+        (["movie", "film", "moving_picture", "Flick"], [9, 7, 0, 0]),
+        (["film"], [5]),
+        (["watch", "ticker"], [1, 0]),
+        (["watch", "vigil"], [1, 0]),
+    ],
+    "verb": [(["film", "shoot", "take"], [1, 0, 0]), (["watch", "view"], [9, 0])],
     "adj": [(["nice"], [3]), (["nice", "decent"], [2, 0]), (["nice", "gracious"], [1, 0])],
     "adv": [(["nicely"], [0])],
 }
@@ -377,6 +382,7 @@ def test_wordnet_is_read_from_its_files(monkeypatch, tmp_path):
     assert source("movies") == ("film",)  # single words in small letters; of the plural, too
     assert source("film") == ("movie",)  # the rarer sense, of the verb, is left out
     assert source("nice") == ("decent",)  # so is the third one
+    assert source("watch") == ("view", "ticker")  # the most common senses first, here of the verb
     assert [source(word) for word in ("nicely", "unheard", "a", "3d", "")] == [()] * 5
     assert synonyms_from("wordnet") is source  # read once
     rates = WordRates(replace=1.0)

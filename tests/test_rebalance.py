@@ -14,7 +14,7 @@ from imblearn.over_sampling import ADASYN, SMOTE, SMOTENC, RandomOverSampler
 from imblearn.pipeline import Pipeline as SamplerPipeline
 from imblearn.under_sampling import ClusterCentroids, RandomUnderSampler, TomekLinks
 from sklearn.datasets import load_breast_cancer, load_digits
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, recall_score
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_class_weight
 
@@ -255,6 +255,14 @@ def test_drawing_copies_no_sample_and_keeps_what_belongs_together():
         places = (found[2] - 1).astype(int)
         assert np.array_equal(found[0], x[places])
         assert np.array_equal(found[1], y[places])
+
+
+def test_equal_rows_keep_a_weight_each():
+    x, y = table()
+    x[1:3], y[1:3] = x[0], y[0]
+    weights = np.arange(1, len(y) + 1, dtype="f4")
+    after = content(drawn(ok.Rebalance("smote"), bound((x, y, weights))))
+    assert np.array_equal(np.sort(after[2][: len(y)]), weights), "SMOTE leaves out no row"
 
 
 def test_made_rows_weigh_what_their_class_does_on_average():
@@ -717,6 +725,17 @@ def test_balanced_accuracy_is_that_of_scikit_learn(kind):
         )
     assert float(watched.result()) == pytest.approx(wanted, abs=1e-6)
     assert (metric.higher_is_better, metric.is_share) == (True, True)
+    # Where a class has no sample it does not count; where samples have weights, they do.
+    some = np.flatnonzero(y != 1)
+    there = np.unique(y[some])
+    present = recall_score(y[some], answers[some], labels=there, average="macro")
+    assert metric.whole(targets[some], outputs[some]) == pytest.approx(present)
+    weights = generator.uniform(0.1, 3, 200).astype("f4")
+    watched.reset_state()
+    watched.update_state(tf.constant(targets), tf.constant(outputs), tf.constant(weights))
+    weighed = balanced_accuracy_score(y, answers, sample_weight=weights)
+    assert float(watched.result()) == pytest.approx(weighed, abs=1e-5)
+    assert abs(weighed - wanted) > 1e-3
 
 
 def test_early_stopping_watches_balanced_accuracy():
