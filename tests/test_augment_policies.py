@@ -451,6 +451,18 @@ def test_what_is_given_besides_a_policy_acts_before_it(pictures):
     assert any(mirrored)
 
 
+def test_steps_draw_apart_from_each_other(pictures):
+    """Two rectangles of one size: from equal keys the second would hide all of the first."""
+    import tensorflow as tf
+
+    steps = [ok.RandomErasing(1.0, (0.2, 0.2), (1.0, 1.0), fill) for fill in (0.0, 1.0)]
+    run = ok.Augment(steps, value_range=(-100, 400)).amend(ok.Recipe()).augment[0]
+    images = pictures.astype("float32")
+    out = run.prepare(_split(images), 0)(tf.constant(images), _key(1, 1)).numpy()
+    assert np.all((out == 400).any((1, 2, 3)))
+    assert (out == -100).any((1, 2, 3)).sum() >= 6, "seldom one hides the other"
+
+
 # ----------------------------------------------------------------------------- albumentations
 
 
