@@ -47,7 +47,9 @@ def number(
     too_low = real <= minimum if low_open else real < minimum
     too_high = real >= maximum if high_open else real > maximum
     if not math.isfinite(real) or too_low or too_high:
-        left, right = "(" if low_open else "[", ")" if high_open else "]"
+        # No end that is infinite belongs to it.
+        left = "(" if low_open or math.isinf(minimum) else "["
+        right = ")" if high_open or math.isinf(maximum) else "]"
         interval = f"{left}{minimum:g}, {maximum:g}{right}"
         raise PipelineError(f"`{name}` must be a number in {interval}. Received: {value}.")
     return real

@@ -28,7 +28,7 @@ def check_installed() -> None:
     if importlib.util.find_spec("tensorboard") is None:
         raise PipelineError(
             "`tensorboard=…` needs the package tensorboard, which is not installed: "
-            "`pip install optkit[tensorboard]`."
+            "`pip install 'optkit[tensorboard]'`."
         )
 
 
