@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from optkit.data import Split
+from optkit.distribute import ALONE, Crew
 from optkit.metric import hits, true_classes
 from optkit.models import variables_by_path
 from optkit.runtime import tensorflow, tf_keras
@@ -91,15 +92,16 @@ class CollapseGuard:
     Args:
         task: What the model is for. The figure is its accuracy, or the squared error.
         split: What to look at: ``validation``, or ``train`` where there is no such split.
+        crew: Those who train together, and must stop together.
 
     Attributes:
         collapse: What was seen, once a training was stopped; else ``None``.
         split: What is looked at.
     """
 
-    def __init__(self, task: Task, split: Split):
+    def __init__(self, task: Task, split: Split, crew: Crew = ALONE):
         self.collapse: Collapse | None = None
-        self._task, self.split = task, split
+        self._task, self.split, self._crew = task, split, crew
         self._x, self._y = split.head(_SAMPLES)
         self._chance = _constant(task, self._y)
         self._before: np.ndarray | None = None
@@ -138,11 +140,12 @@ class CollapseGuard:
             return
         now = self._values(run)
         mean = float(now.mean())
-        if has_collapsed(self._before, now, self._chance):
+        # Other machines may compute other last digits.
+        if self._crew.agreed(has_collapsed(self._before, now, self._chance)):
             self._fallen += 1
         else:
             self._fallen = 0
-            if mean > self._best[0]:
+            if self._crew.agreed(mean > self._best[0]):
                 self._best = (mean, snapshot(model))
         if self._fallen >= _LOOKS:
             self.collapse = Collapse(

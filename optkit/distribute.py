@@ -68,6 +68,12 @@ class Crew:
     def explain(self, error: BaseException) -> str:
         """What to make of an error of TensorFlow's that others may be the reason of."""
         tf = tensorflow()
+        if isinstance(error, tf.errors.OpError) and "in the collective instance" in str(error):
+            return (
+                " (Another strategy was made in this process before, and TensorFlow cannot tell "
+                "what their devices send each other apart. Start the process anew, make one "
+                "strategy, and give it to every run.)"
+            )
         kinds = (
             *(tf.errors.UnavailableError, tf.errors.DeadlineExceededError),
             *(tf.errors.CancelledError, tf.errors.AbortedError, tf.errors.InternalError),
@@ -107,10 +113,14 @@ class Crew:
         self._send(b"-" if made is None else b"+" + made.to_bytes())
         return made
 
+    def same(self, value: Any) -> Any:
+        """The chief's of a plain value that each has found for itself, in all processes."""
+        found = self.share(lambda: Bundle({"value": value}))
+        return value if found is None else found.values["value"]
+
     def agreed(self, wanted: bool) -> bool:
         """What the chief wants, in all processes."""
-        found = self.share(lambda: Bundle({"wanted": bool(wanted)}))
-        return found is not None and bool(found.values["wanted"])
+        return bool(self.same(bool(wanted)))
 
     def any_of(self, mine: bool) -> bool:
         """Whether it is so in any of the processes."""

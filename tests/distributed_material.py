@@ -57,7 +57,9 @@ def pipeline(slow: bool = False):
     passes = [
         ok.Augment(rotation=5.0),
         ok.FineTune(3, 1e-2, patience=2),
+        ok.GradientAccumulation(2),
         ok.Prune(0.6, 1, learning_rate=1e-3),
+        ok.SWA(1, 1e-3, start=0, average="ema", decay=0.5),
         ok.QuantizeAware(1, 1e-3),
         ok.QuantizeINT8(calibration_samples=20),
     ]

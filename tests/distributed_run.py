@@ -48,7 +48,7 @@ def main(how: str, folder: Path, number: str = "0", *ports: str) -> None:
     )
     result.report.to_json(folder / f"report-{number}.json")
     result.artifact.save(folder / f"artifact-{number}{result.artifact.suffix}")
-    for name in ("FineTune", "Prune"):
+    for name in ("FineTune", "Prune", "SWA"):
         if name in result.stages:
             result.stages[name].save(folder / f"{name}-{number}.keras")
 

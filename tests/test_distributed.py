@@ -83,12 +83,12 @@ def report(folder: Path, number: int = 0) -> dict:
 
 @pytest.mark.parametrize("how", ["mirrored", "workers"])
 def test_two_replicas_train_what_one_trains(how, runs):
-    for name in ("FineTune", "Prune"):
+    for name in ("FineTune", "Prune", "SWA"):
         found, expected = weights(runs / how, name), weights(runs / "one", name)
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-6)
-    # Behind `Prune` values are rounded, which makes the last digits the first ones.
-    pairs = zip(report(runs / how)["rows"][:3], report(runs / "one")["rows"][:3], strict=True)
+    # Behind `SWA` values are rounded, which makes the last digits the first ones.
+    pairs = zip(report(runs / how)["rows"][:5], report(runs / "one")["rows"][:5], strict=True)
     for row, alone in pairs:
         for curves, others in zip(row["curves"], alone["curves"], strict=True):
             assert set(curves) == set(others)
@@ -98,11 +98,12 @@ def test_two_replicas_train_what_one_trains(how, runs):
 
 @pytest.mark.parametrize("how", ["mirrored", "workers"])
 def test_zeros_of_pruning_are_kept_on_all_replicas(how, runs):
-    kernels = [value for value in weights(runs / how, "Prune") if value.ndim > 1]
-    expected = [value for value in weights(runs / "one", "Prune") if value.ndim > 1]
-    for kernel, other in zip(kernels, expected, strict=True):
-        assert np.mean(kernel == 0) == pytest.approx(0.6, abs=0.02)
-        assert np.array_equal(kernel == 0, other == 0)
+    for name in ("Prune", "SWA"):
+        kernels = [value for value in weights(runs / how, name) if value.ndim > 1]
+        expected = [value for value in weights(runs / "one", name) if value.ndim > 1]
+        for kernel, other in zip(kernels, expected, strict=True):
+            assert np.mean(kernel == 0) == pytest.approx(0.6, abs=0.02)
+            assert np.array_equal(kernel == 0, other == 0)
 
 
 def test_two_processes_give_one_report_and_one_folder(runs):
@@ -191,6 +192,19 @@ def test_one_device_is_a_crew_of_one():
     pairs = zip(result.model.get_weights(), plain.model.get_weights(), strict=True)
     for one, other in pairs:
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_a_second_strategy_in_a_process_is_explained():
+    import tensorflow as tf
+
+    said = "Shape mismatch in the collective instance 101. Op at device CPU:0 expected shape [550]"
+    error = tf.errors.InvalidArgumentError(None, None, said)
+    assert "make one strategy" in ALONE.explain(error)
+    assert (
+        ALONE.explain(ValueError(said))
+        == ALONE.explain(tf.errors.UnavailableError(None, None, ""))
+        == ""
+    )
 
 
 def test_who_is_alone_shares_with_nobody():

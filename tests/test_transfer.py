@@ -126,8 +126,11 @@ def test_auto_trains_the_head_alone_where_samples_are_few_and_far(trained):
 
 
 def test_auto_trains_the_last_layers_where_the_task_is_near(trained, data):
-    item = ok.TransferLearn(trained, 3, learning_rate=0.01)
+    """At a rate that does no harm, nothing is stopped and nothing undone."""
+    item = ok.TransferLearn(trained, 3, learning_rate=0.01, fine_tune_learning_rate=2e-3)
     result = run(item, small_model(), data)
+    assert "stage two trained" in notes(result)
+    assert not any(word in notes(result) for word in ("stopped", "are kept"))
     total = len(tunable(trained.layers)) - 1  # without its classifier
     number = layers_to_unfreeze(360, "near", total)
     assert 0 < number < total
@@ -361,12 +364,9 @@ def reviews():
     )
 
 
-@pytest.mark.parametrize("form", ["model", "file"])
-def test_a_text_backbone(text_backbone, reviews, tmp_path, form):
-    given = text_backbone
-    if form == "file":
-        given = tmp_path / "text.keras"
-        text_backbone.save(given)
+def test_a_text_backbone_from_a_file(text_backbone, reviews, tmp_path):
+    given = tmp_path / "text.keras"
+    text_backbone.save(given)
     item = ok.TransferLearn(given, 15, learning_rate=0.05, fine_tune_learning_rate=1e-3)
     result = run(item, text_model(), reviews)
     assert result.report.final.accuracy > 0.95, "30 sentences a topic are enough"
@@ -399,7 +399,7 @@ def test_a_text_backbone_with_an_axis_for_its_string(text_backbone, reviews):
     text = keras.Input((1,), dtype="string")
     wide = keras.Model(text, text_backbone(keras.layers.Reshape(())(text)))
     for backbone, shape in ((wide, ()), (text_backbone, (1,))):
-        item = ok.TransferLearn(backbone, 10, learning_rate=0.05, fine_tune_epochs=0)
+        item = ok.TransferLearn(backbone, 6, learning_rate=0.1, fine_tune_epochs=0)
         assert run(item, text_model(shape), reviews).report.final.accuracy > 0.9
 
 
@@ -506,7 +506,7 @@ def test_batch_normalization_never_moves_in_this_pass_nor_later(colour_backbone,
         learning_rate=0.01,
         fine_tune_learning_rate=0.01,
     )
-    result = run(item, colour_model(), colours, ok.FineTune(2, 0.01), ok.SWA(2, 0.01))
+    result = run(item, colour_model(), colours, ok.FineTune(1, 0.01), ok.SWA(1, 0.01))
     assert "1 batch normalization stays in inference mode, in later passes too" in notes(result)
     before = variables_by_path(colour_backbone)
     moved = set()
@@ -578,14 +578,6 @@ def test_a_rate_that_destroys_the_features_is_stopped(trained, data, stage_one, 
     assert result.report.final.accuracy > alone.report.final.accuracy - 0.03
     assert np.all([np.all(np.isfinite(weight)) for weight in result.model.get_weights()])
     json.dumps(result.report.to_dict())
-
-
-def test_a_good_rate_is_not_stopped(trained, data, stage_one):
-    settings, _ = stage_one
-    item = ok.TransferLearn(trained, **settings, fine_tune_learning_rate=2e-3)
-    result = run(item, small_model(), data)
-    assert "stage two trained" in notes(result)
-    assert "stopped" not in notes(result)
 
 
 def test_a_stage_two_that_makes_it_worse_is_undone(trained, data, stage_one, monkeypatch):

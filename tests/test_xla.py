@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from optkit.recipe import Recipe
 from optkit.runtime import isolated
 from optkit.testing import digits, small_model
 from optkit.training.speed import StepSpeed
+from optkit.training.xla import hindrance
 
 layers = tf_keras.layers
 QUICK = ok.Measure(latency_seconds=0, memory=False)
@@ -68,9 +70,11 @@ def _with_python():
         )
 
 
-def fit(model: Any, recipe: Recipe, **settings: Any) -> tuple[list[np.ndarray], list[str]]:
+def fit(
+    model: Any, recipe: Recipe, size: int = 10, **settings: Any
+) -> tuple[list[np.ndarray], list[str]]:
     """The weights after a training of a copy, and what was noted."""
-    trained, context = clone(model), context_for(model, in_order(_batches(), 10))
+    trained, context = clone(model), context_for(model, in_order(_batches(), size))
     with isolated(5):
         context.fit(trained, recipe, epochs=2, optimizer="adam", **settings)
     return trained.get_weights(), context.notes
@@ -93,8 +97,8 @@ def test_compiled_steps_give_the_same_up_to_rounding(dense):
 def test_compiled_steps_are_repeatable():
     """XLA's own random numbers are not: dropout has to draw from seeded generators."""
     model = _dropping()
-    one, _ = fit(model, Recipe(jit=True))
-    other, _ = fit(model, Recipe(jit=True))
+    one, _ = fit(model, Recipe(jit=True), size=22)
+    other, _ = fit(model, Recipe(jit=True), size=22)
     assert apart(one, other) == 0
     assert apart(model.get_weights(), one) > 1e-3
 
@@ -108,13 +112,11 @@ def test_training_goes_on_without_xla_where_that_has_no_such_operation():
             seen.append(batch)
 
     model = _with_python()
-    for recipe in (Recipe(), Recipe(accumulate=2)):
-        plain, _ = fit(model, recipe)
-        seen.clear()
-        found, notes = fit(model, replace(recipe, jit=True), callbacks=[Watching()])
-        assert apart(plain, found) == 0
-        assert notes == ["trained without XLA: XLA has no operation PyFunc"]
-        assert seen == [0, 1, 2, 0, 1, 2]
+    plain, _ = fit(model, Recipe(accumulate=2))
+    found, notes = fit(model, Recipe(accumulate=2, jit=True), callbacks=[Watching()])
+    assert apart(plain, found) == 0
+    assert notes == ["trained without XLA: XLA has no operation PyFunc"]
+    assert seen == [0, 1, 2, 0, 1, 2]
 
 
 def test_texts_are_never_given_to_xla(untimed):
@@ -135,6 +137,18 @@ def test_texts_are_never_given_to_xla(untimed):
         f"inference goes on without XLA: {reason}",
     )
     assert not result.artifact.jit
+
+
+@pytest.mark.parametrize(("device", "tried"), [("GPU", True), ("CPU", False)])
+def test_replicas_on_processors_are_never_given_to_xla(device, tried):
+    """Their sums would not compile, and the batch that was tried would be lost."""
+    strategy = SimpleNamespace(
+        num_replicas_in_sync=2,
+        extended=SimpleNamespace(worker_devices=[f"/device:{device}:0", f"/device:{device}:1"]),
+    )
+    assert (hindrance(small_model(), strategy) is None) == tried
+    strategy.num_replicas_in_sync = 1
+    assert hindrance(small_model(), strategy) is None
 
 
 def test_the_pass_tries_before_it_asks(untimed):

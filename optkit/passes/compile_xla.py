@@ -102,6 +102,9 @@ class CompileXLA(Pass):
 
     def _compiles_training(self, model: Any, state: State, context: Context) -> bool:
         """Whether trainings are to be compiled; the row says why."""
+        if reason := hindrance(model, context.crew.strategy):
+            context.note(f"training goes on without XLA: {reason}")
+            return False
         try:
             found = compare_steps(
                 model,

@@ -195,7 +195,7 @@ class TransferLearn(TrainPass):
         freeze(transfer.body)
         _note_batch_norms(transfer, context)
         chosen, measured = self._choose(transfer, context)
-        guard = CollapseGuard(context.task, context.data.validation or split)
+        guard = CollapseGuard(context.task, context.data.validation or split, context.crew)
         history = self._fit(transfer, recipe, context, self.epochs, self.learning_rate)
         _note_head(transfer.model, guard, measured, context)
         if chosen:
@@ -232,7 +232,7 @@ class TransferLearn(TrainPass):
                 context.task,
                 seed=context.derive_seed("probe"),
             )
-            degree = measured.degree
+            degree = context.crew.same(measured.degree)  # other machines, other last digits
         chosen = self._last(transfer, self._number(split, transfer, degree))
         if measured is not None:
             what = f"the last {_layers(len(chosen))}" if chosen else "the head alone"

@@ -111,7 +111,7 @@ def fit(
         rate_factors=rate_factors or {},
         optimizers=(optimizer, recipe.optimizer, compiled),
         weight_decay=weight_decay,
-        hindered=hindrance(model) if recipe.jit else None,
+        hindered=hindrance(model, crew.strategy) if recipe.jit else None,
         seed=seed,
         crew=crew,
     )

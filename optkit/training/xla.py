@@ -14,11 +14,20 @@ _NO_KERNEL = re.compile(r"No registered '(\w+)' OpKernel for XLA")
 _OF_XLA = re.compile(r"XLA|xla|trying to compile graph|compile-time constant")
 
 
-def hindrance(model: Any) -> str | None:
-    """Why a model is not even given to XLA; ``None`` where it may be."""
+def hindrance(model: Any, strategy: Any = None) -> str | None:
+    """Why a model is not even given to XLA; ``None`` where it may be.
+
+    Args:
+        model: A built tf_keras model.
+        strategy: The ``tf.distribute`` strategy under which it trains; ``None`` for none.
+    """
     # XLA would end the whole process on them, where it refuses other things with an error.
     if any(tensor.dtype == tensorflow().string for tensor in model.inputs):
         return "the model takes texts, of which XLA knows nothing"
+    if strategy is not None and strategy.num_replicas_in_sync > 1:
+        devices = strategy.extended.worker_devices
+        if not any("GPU" in device.upper() for device in devices):
+            return "the replicas of this strategy are processors, whose sums XLA cannot compile"
     return None
 
 
@@ -37,5 +46,6 @@ def reason_of(error: BaseException) -> str:
     missing = sorted(set(_NO_KERNEL.findall(str(error))))
     if missing:
         return f"XLA has no operation {', '.join(missing[:3])}"
-    said = [line.strip() for line in str(error).splitlines() if _OF_XLA.search(line)]
+    lines = [line.strip() for line in str(error).splitlines() if "://" not in line]
+    said = [line for line in lines if _OF_XLA.search(line)]
     return said[0][:300] if said else first_line(error)
