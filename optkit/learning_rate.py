@@ -139,7 +139,7 @@ def _recipe_passes(passes: Any) -> Sequence[RecipePass]:
 
 
 def _train_alone(data: Any) -> Data:
-    """The data without the other splits, whose samples must have no say."""
+    """The data without ``test``; ``validation`` is bound like ``train``, and not looked at."""
     if isinstance(data, tuple) and len(data) in (2, 3):
         return Data(train=data)
     if not isinstance(data, Data):

@@ -202,6 +202,37 @@ def test_float16_leaves_out_the_whole_update_where_one_batch_is_too_large():
 # ------------------------------------------------------------------------------------ with others
 
 
+class Nothing(ok.RecipePass):
+    """Takes a place in the pipeline: seeds go by places."""
+
+    def amend(self, recipe):
+        return recipe
+
+
+def test_pruning_and_averaging_are_those_of_the_large_batch(untimed):
+    """Masks and averages go by updates; 135 samples are four batches and a short one."""
+    with isolated(4):
+        model = tf_keras.Sequential(
+            [
+                tf_keras.Input((8, 8, 1)),
+                layers.Flatten(),
+                layers.Dense(16, "relu", kernel_regularizer="l2"),
+                layers.Dense(10, "softmax"),
+            ]
+        )
+    model.compile(optimizers.SGD(0.05, momentum=0.9), "sparse_categorical_crossentropy")
+    passes = [ok.Prune(0.7, epochs=4), ok.SWA(3, start=1, average="ema", decay=0.8)]
+    found, plain = digits(225), {}
+    for first, size in ((Nothing(), 96), (ok.GradientAccumulation(3), 32)):
+        data = Data(found.train, found.validation, found.test, batch_size=size)
+        result = ok.Pipeline([first, *passes], seed=1).run(model, data, progress=False)
+        plain[size] = [result.stages[name].model.get_weights() for name in ("Prune", "SWA")]
+    for large, small, epochs in zip(plain[96], plain[32], (4, 7), strict=True):
+        assert apart(large, small) < 1e-6 * epochs
+    assert apart(model.get_weights(), plain[32][0]) > 0.01
+    assert apart(*plain[32]) > 1e-3
+
+
 def test_with_pruning_averaging_and_16_bits(untimed):
     data = digits(300)
     pipeline = ok.Pipeline(

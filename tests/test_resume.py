@@ -107,19 +107,23 @@ def legacy(rate):
 #: Passes, and behind how many epochs of all they are ended.
 CASES = {
     "early stopping": (lambda: [ok.FineTune(4, 1e-2, patience=2)], 3),
-    "augmented": (lambda: [ok.Augment(rotation=10.0), ok.FineTune(3, 1e-2)], 2),
     "cycles averaged": (
         lambda: [ok.SWA(4, 1e-2, start=0, schedule="cyclic", cycle_epochs=2)],
         3,
     ),
     "pruned": (lambda: [ok.Prune(0.8, 3)], 1),
     "rounded": (lambda: [ok.QuantizeAware(2, 1e-3)], 1),
-    "callback of Keras": (lambda: [Plateau(), ok.FineTune(4, 1e-2)], 3),
+    "augmented, callback of Keras": (
+        lambda: [ok.Augment(rotation=10.0), Plateau(), ok.FineTune(4, 1e-2)],
+        3,
+    ),
     "first of two trainings": (lambda: [Twice()], 1),
     "second of two trainings": (lambda: [Twice()], 3),
     "between two stages": (lambda: [ok.TransferLearn(None, 1, fine_tune_epochs=2, unfreeze=2)], 1),
-    "schedule": (lambda: [ok.LRSchedule("cosine"), ok.FineTune(3, 1e-2)], 2),
-    "accumulated": (lambda: [ok.GradientAccumulation(3), ok.FineTune(3, 1e-2)], 2),
+    "schedule, accumulated": (
+        lambda: [ok.LRSchedule("cosine"), ok.GradientAccumulation(3), ok.FineTune(3, 1e-2)],
+        2,
+    ),
     "16 bits": (lambda: [ok.MixedPrecision("float16"), ok.FineTune(3, 1e-2)], 2),
     "legacy optimizer": (lambda: [ok.FineTune(3, optimizer=legacy(1e-2))], 2),
 }
