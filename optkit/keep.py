@@ -11,7 +11,6 @@ from optkit.base import Pass
 from optkit.context import Context, State
 from optkit.environment import describe_system, switches, training_threads
 from optkit.fingerprint import Unfingerprintable, artifact_fingerprint, library_versions, own_parts
-from optkit.learned import LearnedRanges
 from optkit.measuring import Measured
 from optkit.prepare import Options, Prepared
 from optkit.report import Report
@@ -67,7 +66,7 @@ class Keeper:
         item: Pass,
         context: Context,
         incoming: str,
-        learned: LearnedRanges | None,
+        state: State,
         recipe: Sequence[Pass],
     ) -> str | None:
         """The key of a stage: everything that its result depends on.
@@ -76,8 +75,8 @@ class Keeper:
             item: The pass.
             context: What it will work with.
             incoming: Fingerprint of the artifact that comes in.
-            learned: What was learned about it.
-            recipe: The recipe passes so far.
+            state: What comes in besides.
+            recipe: The passes so far that have amended the recipe.
 
         Returns:
             ``None`` where not everything can be known again.
@@ -98,9 +97,11 @@ class Keeper:
             **together,
             incoming=incoming,
             constraints=context.constraints,
-            learned=learned,
+            learned=state.learned,
             item=item,
             recipe=list(recipe),
+            # What is measured may have decided it.
+            jit=state.recipe.jit,
             seed=context.seed,
             threads=training_threads(),
             data=splits,

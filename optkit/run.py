@@ -52,6 +52,7 @@ class _Point:
     stages: dict[str, Artifact]
     rows: int
     recipes: int
+    amending: tuple[Pass, ...]
 
 
 class Runner:
@@ -97,6 +98,7 @@ class Runner:
         self.runtime_baseline: Row | None = None
         self._known_baseline = baseline
         self._recipe_passes: list[RecipePass] = []
+        self._amending: tuple[Pass, ...] = ()  # others that have amended the recipe besides
         self._undone: list[str] = []  # names of passes that were rolled back
         self._ended = ""  # why no further pass runs
         self.cancelled = False
@@ -219,9 +221,8 @@ class Runner:
 
     def _work(self, number: int, name: str, item: Pass, row: Row, context: Context) -> Row:
         """Does the work of a pass, unless an earlier run in the same folder has done it."""
-        key = self.kept.key(
-            item, context, self.fingerprint, self.state.learned, self._recipe_passes
-        )
+        recipe_passes = (*self._recipe_passes, *self._amending)
+        key = self.kept.key(item, context, self.fingerprint, self.state, recipe_passes)
         stored = self._found(name, key)
         if stored is not None:
             context.notes[:] = stored.facts["notes"]
@@ -255,6 +256,8 @@ class Runner:
         self.fingerprint = self.kept.keep(
             name, state, facts, key if state.recipe is recipe else None
         )
+        if state.recipe is not recipe:
+            self._amending += (item,)
         self._send("finished", number, name)
         return dataclasses.replace(row, seconds=seconds)
 
@@ -491,6 +494,7 @@ class Runner:
             dict(self.stages),
             len(self.rows),
             len(self._recipe_passes),
+            self._amending,
         )
 
     def _restore(self, point: _Point) -> None:
@@ -500,7 +504,7 @@ class Runner:
             recipe = item.amend(recipe)
         self.state = dataclasses.replace(point.state, recipe=recipe)
         self.fingerprint, self.latest = point.fingerprint, point.latest
-        self.stages = dict(point.stages)
+        self.stages, self._amending = dict(point.stages), point.amending
 
     def _why_not(self, item: Pass) -> str:
         """Why a pass cannot run on what there is now; empty where it can."""

@@ -529,7 +529,7 @@ def test_without_tensorboard_the_error_names_the_extra(data):
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
-    assert "pip install optkit[tensorboard]" in done.stderr.splitlines()[-1]
+    assert "pip install 'optkit[tensorboard]'" in done.stderr.splitlines()[-1]
 
 
 def test_tensorboard_gets_the_figures_and_a_profile(tmp_path, data):

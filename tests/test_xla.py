@@ -292,3 +292,17 @@ def test_a_model_that_is_to_go_is_not_compiled():
     ok.Pipeline([ok.CompileXLA(inference=False), transfer])
     with pytest.raises(ok.PipelineError, match="TransferLearn, puts another model in the place"):
         ok.Pipeline([ok.CompileXLA(), transfer])
+
+
+def test_a_training_that_was_compiled_is_not_taken_for_one_that_was_not(tmp_path, untimed):
+    data = digits(200)
+
+    def reused(training):
+        events = []
+        passes = [ok.CompileXLA(training=training, inference=True), ok.FineTune(1, patience=None)]
+        ok.Pipeline(passes).run(
+            small_model(), data, workdir=tmp_path, progress=events.append, measure=QUICK
+        )
+        return ("reused", "FineTune") in [(event.kind, event.name) for event in events]
+
+    assert [reused(training) for training in (True, False, True)] == [False, False, True]
