@@ -129,7 +129,7 @@ def one_cycle(i, n):
         (ok.LRSchedule("exponential", decay=0.8), decay),
         (ok.LRSchedule("one_cycle"), one_cycle),
     ],
-    ids=repr,
+    ids=lambda item: getattr(item, "__name__", repr(item)),
 )
 def test_a_schedule_is_its_formula_in_every_update(table, schedule, formula):
     rates, history = rates_of(schedule.amend(ok.Recipe()), table, epochs=3)
