@@ -334,7 +334,7 @@ class Augment(RecipePass):
 
     def _check_list(self, given: dict[str, Any]) -> None:
         if not self.policy:
-            raise PipelineError("`policy` is an empty list. Name what is to be done.")
+            raise PipelineError("`policy` must hold at least one thing to do. Received: [].")
         for i, item in enumerate(self.policy):
             if isinstance(item, type):
                 _refuse_class(f"policy[{i}]", item)
