@@ -51,7 +51,7 @@ def docs(session: nox.Session) -> None:
     """The documentation, its notebooks executed; warnings are errors."""
     install(session, "docs")
     out = "docs/_build/html"
-    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", out)
+    session.run("sphinx-build", "-W", "--keep-going", "-j", "auto", "-b", "html", "docs", out)
 
 
 @nox.session
