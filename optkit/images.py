@@ -8,15 +8,34 @@ from typing import Any
 import numpy as np
 
 from optkit.data import Split, first_leaf
-from optkit.errors import DataError
+from optkit.errors import DataError, PipelineError
 from optkit.runtime import tensorflow
 
-__all__ = ["ValueRange", "rectangles", "value_range"]
+__all__ = ["ValueRange", "rectangles", "require_images", "value_range"]
 
 ValueRange = tuple[float, float]
 
 _COMMON: tuple[ValueRange, ...] = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
 _SAMPLES = 2048
+
+
+def require_images(name: str, split: Split, advice: str) -> None:
+    """Refuses what is no image.
+
+    Args:
+        name: Of the pass, for the message.
+        split: The training split.
+        advice: What to do instead.
+
+    Raises:
+        PipelineError: For several inputs, or one of another rank.
+    """
+    if len(split.inputs) != 1 or len(split.inputs[0].shape) != 4:
+        shapes = ", ".join(str(info.shape) for info in split.inputs)
+        raise PipelineError(
+            f"{name} treats images, one input of shape (batch, height, width, channels). The "
+            f"model's inputs: {shapes}. {advice}"
+        )
 
 
 def value_range(split: Split, declared: Sequence[float] | None = None) -> ValueRange:

@@ -7,7 +7,6 @@ the loss of each part were taken by itself (see `blended_targets`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -221,18 +220,18 @@ class CutMixing:
         pasted, share = self._rectangles(shape, seed)
         pasted = tf.logical_and(pasted, changed[:, None, None])
         share = tf.where(changed, share, 1.0)
-        mixed: Callable[[Any], Any]
-        if self.mixup_alpha is None:
-            mixed = lambda images: _pasted(images, partners, pasted)  # noqa: E731
-        else:
+        part = None
+        if self.mixup_alpha is not None:
             key = tf.random.experimental.stateless_fold_in(seed, 5)
             blended = tf.logical_and(_chosen(count, self.switch_probability, seed, 6), changed)
             share = tf.where(blended, beta(count, self.mixup_alpha, key), share)
             pasted = tf.logical_and(pasted, tf.logical_not(blended)[:, None, None])
             part = tf.where(blended, share, 1.0)
-            mixed = lambda images: _pasted(  # noqa: E731
-                _blended_inputs(images, partners, part), partners, pasted, of=images
-            )
+
+        def mixed(images: Any) -> Any:
+            own = images if part is None else _blended_inputs(images, partners, part)
+            return _pasted(own, partners, pasted, of=images)
+
         return map_leaves(mixed, x), *_mixed_targets(y, weights, partners, share)
 
     def _rectangles(self, shape: Any, seed: Any) -> tuple[Any, Any]:
@@ -254,7 +253,7 @@ class CutMixing:
         return pasted, stays
 
 
-def _pasted(images: Any, partners: Any, where: Any, of: Any = None) -> Any:
-    """Images with the marked pixels of their partners, taken from ``of`` or from themselves."""
+def _pasted(images: Any, partners: Any, where: Any, of: Any) -> Any:
+    """Images with the marked pixels of their partners, taken from ``of``."""
     tf = tensorflow()
-    return tf.where(where[..., None], tf.gather(images if of is None else of, partners), images)
+    return tf.where(where[..., None], tf.gather(of, partners), images)

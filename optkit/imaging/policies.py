@@ -6,6 +6,7 @@ whatever order, and on however many threads, batches are computed.
 
 from __future__ import annotations
 
+import abc
 import math
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -30,7 +31,7 @@ _MIX_OPERATIONS = (
 _ALL_MIX_OPERATIONS = (*_MIX_OPERATIONS, "Color", "Contrast", "Brightness", "Sharpness")
 
 
-class ImagePolicy:
+class ImagePolicy(abc.ABC):
     """What changes images at random: a frozen value that says how.
 
     Attributes:
@@ -61,9 +62,9 @@ class ImagePolicy:
             pixels = tf.round(pixels)
         return tf.ensure_shape(tf.cast(pixels, images.dtype), images.shape)
 
+    @abc.abstractmethod
     def _changed(self, pixels: Any, seed: Any, fill_mode: str) -> Any:
         """The changed images, of pixels from 0 to 255."""
-        raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
         """The policy as plain values: its kind and its settings."""

@@ -16,7 +16,7 @@ from optkit.base import RecipePass
 from optkit.context import Setting
 from optkit.data import Split, first_leaf
 from optkit.errors import ArgumentTypeError, PipelineError
-from optkit.images import ValueRange, value_range
+from optkit.images import ValueRange, require_images, value_range
 from optkit.imaging import (
     POLICIES_BY_NAME,
     Albumented,
@@ -367,12 +367,7 @@ class Augment(RecipePass):
         split = setting.data.train
         if split is None:
             return
-        if len(split.inputs) != 1 or len(split.inputs[0].shape) != 4:
-            shapes = ", ".join(str(info.shape) for info in split.inputs)
-            raise PipelineError(
-                "Augment treats images, one input of shape (batch, height, width, channels). The "
-                f"model's inputs: {shapes}. Leave it out."
-            )
+        require_images("Augment", split, "Leave it out.")
         items, steps = self._items(), self._steps()
         images = first_leaf(split.head(_TRIED)[0])
         for item in items:

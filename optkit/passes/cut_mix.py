@@ -8,6 +8,7 @@ from optkit import _validate
 from optkit.base import RecipePass
 from optkit.context import Setting
 from optkit.errors import PipelineError
+from optkit.images import require_images
 from optkit.mixing import CutMixing, check_mixable
 from optkit.recipe import Recipe
 
@@ -66,12 +67,7 @@ class CutMix(RecipePass):
         split = setting.data.train
         if split is None:
             return
-        if len(split.inputs) != 1 or len(split.inputs[0].shape) != 4:
-            shapes = ", ".join(str(info.shape) for info in split.inputs)
-            raise PipelineError(
-                "CutMix treats images, one input of shape (batch, height, width, channels). The "
-                f"model's inputs: {shapes}. Use MixUp, or leave it out."
-            )
+        require_images("CutMix", split, "Use MixUp, or leave it out.")
         for name in setting.loss.each:
             task = setting.task.each[name]
             targets = split.targets(1)
