@@ -187,7 +187,7 @@ def scenarios(quick: bool) -> list[Scenario]:
             lambda: _small_cnn((32, 32, 3), (16, 32, 64)),
             updates=20 if quick else 400,
             rate=2e-3,
-            seeds=1 if quick else 3,
+            seeds=1 if quick else 5,
             ways=_FEW,
         )
         found.append(cifar)

@@ -128,7 +128,40 @@ class CollapseGuard:
                 if self.steps & (self.steps - 1) == 0:  # a power of two
                     guard._look(self.run, self.model, self.steps)
 
+            def state(self) -> dict[str, np.ndarray]:
+                return {"steps": np.array(self.steps), **guard._state()}
+
+            def restore(self, state: dict[str, np.ndarray]) -> None:
+                self.steps = int(state.pop("steps"))
+                guard._take_up(state)
+
         return Guarding()
+
+    def _state(self) -> dict[str, np.ndarray]:
+        """What it holds, as arrays of numbers, for a training that goes on in another process."""
+        if self._before is None or self._best is None:
+            return {}
+        mean, weights = self._best
+        found = {"fallen": np.array(self._fallen), "before": self._before, "mean": np.array(mean)}
+        if self.collapse is not None:
+            seen = self.collapse
+            found["collapse"] = np.array([seen.step, seen.before, seen.after], "float64")
+        return found | {f"best/{path}": value for path, value in weights.items()}
+
+    def _take_up(self, state: dict[str, np.ndarray]) -> None:
+        """Takes up what `_state` gave."""
+        if not state:
+            return
+        best = {
+            name.removeprefix("best/"): value
+            for name, value in state.items()
+            if name.startswith("best/")
+        }
+        self._fallen, self._before = int(state["fallen"]), state["before"]
+        self._best = (float(state["mean"]), best)
+        if "collapse" in state:
+            step, before, after = state["collapse"].tolist()
+            self.collapse = self._seen(int(step), before, after)
 
     def _begin(self, run: Any, model: Any) -> None:
         self._fallen = 0
@@ -148,16 +181,20 @@ class CollapseGuard:
             if self._crew.agreed(mean > self._best[0]):
                 self._best = (mean, snapshot(model))
         if self._fallen >= _LOOKS:
-            self.collapse = Collapse(
-                step=step,
-                before=self._shown(float(self._before.mean())),
-                after=self._shown(mean),
-                chance=self._shown(self._chance),
-                figure="accuracy" if self._task.is_classification else "mean squared error",
-                samples=len(now),
-                split=self.split.name,
-            )
+            before = self._shown(float(self._before.mean()))
+            self.collapse = self._seen(step, before, self._shown(mean))
             model.stop_training = True
+
+    def _seen(self, step: int, before: float, after: float) -> Collapse:
+        return Collapse(
+            step=step,
+            before=before,
+            after=after,
+            chance=self._shown(self._chance),
+            figure="accuracy" if self._task.is_classification else "mean squared error",
+            samples=len(self._y),
+            split=self.split.name,
+        )
 
     def restore(self, model: Any) -> None:
         """Gives a model the weights of the best look."""

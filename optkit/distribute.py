@@ -106,11 +106,12 @@ class Crew:
             return _read(self._send(None))
         try:
             made = make()
+            content = b"-" if made is None else b"+" + made.to_bytes()
         except Exception as error:
             said = {"failed": type(error).__name__, "message": str(error)}
             self._send(b"!" + json.dumps(said).encode())
             raise
-        self._send(b"-" if made is None else b"+" + made.to_bytes())
+        self._send(content)
         return made
 
     def same(self, value: Any) -> Any:
@@ -132,13 +133,14 @@ class Crew:
         By sums in which all others hold zeros: the one way of TensorFlow's that every such
         strategy has, over the connections that training uses anyway.
         """
-        length = self._sum(np.array([len(content or b"")], np.int32), 0)[0]
-        padded = -(-int(length) // _WORD)
+        parts = self._sum(np.array(divmod(len(content or b""), _PIECE), np.int32), 0)
+        length = int(parts[0]) * _PIECE + int(parts[1])
+        padded = -(-length // _WORD)
         words = np.zeros(padded, np.int32)
         if content is not None:
             words.view(np.uint8)[: len(content)] = np.frombuffer(content, np.uint8)
         pieces = [self._sum(words[start : start + _PIECE], 0) for start in range(0, padded, _PIECE)]
-        return bytes(np.concatenate(pieces).view(np.uint8)[: int(length)])
+        return bytes(np.concatenate(pieces).view(np.uint8)[:length])
 
     def _sum(self, words: np.ndarray, only: int | None) -> np.ndarray:
         """The sum over one replica of each process, or over replica ``only`` alone."""

@@ -13,13 +13,11 @@ from typing import Any
 from optkit.data import Split, map_leaves
 from optkit.errors import PipelineError
 from optkit.images import rectangles
+from optkit.models import LOOKUPS
 from optkit.runtime import tensorflow
 from optkit.task import Loss, Task, dense_targets
 
 __all__ = ["CutMixing", "MixUpMixing", "beta", "blended_targets", "check_mixable"]
-
-#: Layers that look numbers up instead of computing with them.
-_LOOKUPS = ("Embedding", "CategoryEncoding", "Discretization", "Hashing", "IntegerLookup")
 
 
 def check_mixable(name: str, split: Split | None, model: Any, task: Task, loss: Loss) -> None:
@@ -45,7 +43,7 @@ def check_mixable(name: str, split: Split | None, model: Any, task: Task, loss: 
                 "ids or numbers of categories have no mean. Leave it out."
             )
     layers = [] if model is None else list(model._flatten_layers(include_self=False))
-    found = next((layer for layer in layers if type(layer).__name__ in _LOOKUPS), None)
+    found = next((layer for layer in layers if type(layer).__name__ in LOOKUPS), None)
     if found is not None:
         raise PipelineError(
             f"{name} blends inputs, and the layer {found.name!r} ({type(found).__name__}) looks them "
@@ -87,7 +85,8 @@ def blended_targets(
         targets: Dense targets, shape ``(batch, …)``.
         other: Those of the partners.
         share: Of the sample itself, from 0 to 1, shape ``(batch,)``.
-        weights: Of the samples, shape ``(batch,)``, or ``None``.
+        weights: Floats, one a sample, shape ``(batch,)`` or ``(batch, 1)``, or one for each of its
+            positions; or ``None``.
         others: Of the partners, or ``None``.
 
     Returns:
@@ -96,12 +95,13 @@ def blended_targets(
     tf = tensorflow()
     if weights is None:
         return _over(share, targets) * targets + _over(1 - share, targets) * other, None
-    share = tf.cast(share, weights.dtype)
-    own, theirs = share * weights, (1 - share) * others
+    own, theirs = _over(share, weights) * weights, _over(1 - share, weights) * others
     total = own + theirs
     # What weighs nothing has any target.
     part = tf.cast(tf.math.divide_no_nan(own, total), targets.dtype)
-    return _over(part, targets) * targets + _over(1 - part, targets) * other, total
+    for _ in range(len(weights.shape), len(targets.shape)):
+        part = part[..., None]
+    return part * targets + (1 - part) * other, total
 
 
 def _over(values: Any, batch: Any) -> Any:
@@ -124,19 +124,21 @@ def _chosen(count: Any, probability: float, seed: Any, purpose: int) -> Any:
     return tf.random.stateless_uniform([count], key) < probability
 
 
-def _rounded(value: Any, like: Any) -> Any:
-    """In the dtype of the inputs; whole numbers stay whole numbers."""
-    tf = tensorflow()
-    return tf.cast(tf.round(value) if like.dtype.is_integer else value, like.dtype)
-
-
 def _blended_inputs(x: Any, partners: Any, share: Any) -> Any:
+    """Inputs, each blended with its partner.
+
+    Images of whole numbers stay such. Other inputs become floats, as the model takes them: rounding
+    a flag would give one of the two samples back, with the label of both.
+    """
     tf = tensorflow()
 
     def blend(leaf: Any) -> Any:
-        plain = tf.cast(leaf, tf.float32) if leaf.dtype.is_integer else leaf
+        plain = leaf if leaf.dtype.is_floating else tf.cast(leaf, tf.float32)
         part = _over(share, plain)
-        return _rounded(part * plain + (1 - part) * tf.gather(plain, partners), leaf)
+        blended = part * plain + (1 - part) * tf.gather(plain, partners)
+        if leaf.dtype.is_integer and len(leaf.shape) == 4:
+            return tf.cast(tf.round(blended), leaf.dtype)
+        return blended
 
     return map_leaves(blend, x)
 
@@ -146,6 +148,8 @@ def _mixed_targets(y: Any, weights: Any, partners: Any, share: Any) -> tuple[Any
     tf = tensorflow()
 
     def one(targets: Any, own: Any) -> tuple[Any, Any]:
+        if own is not None and not own.dtype.is_floating:
+            own = tf.cast(own, tf.float32)  # a stream may count samples
         others = None if own is None else tf.gather(own, partners)
         return blended_targets(targets, tf.gather(targets, partners), share, own, others)
 
@@ -179,7 +183,7 @@ class MixUpMixing:
             x: Inputs, shape ``(batch, …)``, or a dict of such.
             y: Dense float targets, or a dict of such.
             seed: Integer tensor of shape ``(2,)``.
-            weights: Of the samples, shape ``(batch,)``, or a dict of such by output.
+            weights: See `blended_targets`; or a dict of such by output.
 
         Returns:
             ``(x, y)``; with weights ``(x, y, weights)``.

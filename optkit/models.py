@@ -18,6 +18,7 @@ from optkit.errors import ModelError
 from optkit.runtime import tensorflow, tf_keras
 
 __all__ = [
+    "LOOKUPS",
     "Signature",
     "TensorInfo",
     "batch_norms",
@@ -47,6 +48,12 @@ __all__ = [
 ]
 
 _PRUNING_PREFIX = "prune_low_magnitude_"
+
+#: Layers that look numbers or texts up: what they take are names, between which nothing lies.
+LOOKUPS = frozenset(
+    {"CategoryEncoding", "Embedding", "Hashing", "IntegerLookup", "StringLookup"}
+    | {"TextVectorization"}
+)
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,10 @@ from optkit.task import (
     infer_task_of_outputs,
     loss_of_task,
     one_hot_outputs,
+    replaced_loss,
     stratified_by,
 )
-from optkit.training import check_compiled_optimizer
+from optkit.training import check_compiled_optimizer, require_means
 
 __all__ = ["Options", "Prepared", "Step", "prepare", "shown_data"]
 
@@ -140,7 +141,7 @@ def prepare(
     prepared = Prepared(tuple(steps), admitted, bound, task, metric, trained, _places(steps))
     if any(item.trains for _, _, item in steps):
         check_compiled_optimizer(model)
-    _check_passes(prepared, model, options.goals)
+    _check_passes(prepared, model, options.goals, options.crew)
     return prepared
 
 
@@ -261,13 +262,15 @@ def _check_goals(options: Options, task: Task, metric: Metric) -> None:
             )
 
 
-def _check_passes(prepared: Prepared, model: Any, goals: Goals) -> None:
+def _check_passes(prepared: Prepared, model: Any, goals: Goals, crew: Crew) -> None:
     recipe = Recipe()
     for number, name, item in prepared.steps:
         try:
             data = shown_data(prepared.data, item)
             source = prepared.admitted.model
             setting = Setting(model, data, prepared.task, prepared.loss, recipe, goals, source)
+            if item.trains:
+                _require_means(setting, crew)
             seen = item.check(setting)
         except OptkitError as error:
             raise type(error)(f"Step {number}, {name}: {error}") from error
@@ -277,6 +280,16 @@ def _check_passes(prepared: Prepared, model: Any, goals: Goals) -> None:
             recipe = item.amend(recipe)
         if seen is not None or item.replaces_model:
             model = seen  # None where what later passes will see is not known yet
+
+
+def _require_means(setting: Setting, crew: Crew) -> None:
+    """Refuses sums as losses, where a training averages over several batches or replicas."""
+    recipe = setting.recipe
+    loss = replaced_loss(recipe.loss, setting.task, setting.loss, "recipe")
+    if (recipe.accumulate or 1) > 1:
+        require_means(loss, "GradientAccumulation averages")
+    if crew.replicas > 1:
+        require_means(loss, "the strategy's replicas average")
 
 
 def shown_data(data: BoundData, item: Pass) -> BoundData:

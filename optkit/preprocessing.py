@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from optkit.models import batch_norms, is_graph
+from optkit.models import LOOKUPS, batch_norms, is_graph
 from optkit.runtime import tensorflow, tf_keras
 
 __all__ = [
@@ -247,8 +247,7 @@ def _consumers(tensor: Any) -> list[Any]:
 
 def _looked_up(tensor: Any) -> bool:
     """Whether an input holds numbers of things, not quantities."""
-    kind = tf_keras().layers.Embedding
-    return any(isinstance(layer, kind) for layer in _consumers(tensor))
+    return any(type(layer).__name__ in LOOKUPS for layer in _consumers(tensor))
 
 
 def _front(model: Any, tensor: Any) -> Iterator[Any]:

@@ -87,9 +87,13 @@ class Runner:
         self.crew = options.crew
         self.kept = Keeper(prepared, options, workdir)
         self.state = State(self.admitted.copy())
-        came_in = self.state.artifact
+        self._came_in = self.state.artifact
         self.trial = Judge(
-            prepared.data, prepared.task, prepared.metric, options.measure, lambda: came_in
+            prepared.data,
+            prepared.task,
+            prepared.metric,
+            options.measure,
+            lambda: self._came_in,
         )
         self.fingerprint = ""  # of the artifact of the state, where there is a workdir
         self.rows: list[Row] = []
@@ -112,6 +116,9 @@ class Runner:
             return self._run()
 
     def _run(self) -> Result:
+        # Built from other random numbers in each process, say; the chief's counts.
+        self.state = self._in_step(self.state)
+        self._came_in = self.state.artifact
         self._measure_baseline()
         if self._known_baseline is None:
             self._tell_figures(0, BASELINE, self.latest)
@@ -253,9 +260,8 @@ class Runner:
         if context.timing_seen:
             facts["timing"] = self.kept.timing_key
         # A pass that amends the recipe besides is not one that could be skipped the next time.
-        self.fingerprint = self.kept.keep(
-            name, state, facts, key if state.recipe is recipe else None
-        )
+        known = key if state.recipe is recipe else None
+        self.fingerprint = self._by_chief(lambda: self.kept.keep(name, state, facts, known))
         if state.recipe is not recipe:
             self._amending += (item,)
         self._send("finished", number, name)
@@ -280,6 +286,14 @@ class Runner:
         if sent is None or mine:
             return mine[0] if mine else None
         return StoredStage.unpack(sent, self.kept.own_parts)
+
+    def _by_chief(self, keep: Callable[[], str]) -> str:
+        """What the chief writes, and gives for it; where it cannot, the others fail with it."""
+        if self.crew.alone:
+            return keep()
+        kept: list[str] = []
+        self.crew.share(lambda: kept.append(keep()))
+        return kept[0] if kept else ""
 
     def _in_step(self, state: State) -> State:
         """The state that the chief has: another machine may compute other last digits.
@@ -314,7 +328,7 @@ class Runner:
     # ---------------------------------------------------------------------------- what is measured
 
     def _measure_baseline(self) -> None:
-        self.fingerprint = self.kept.keep_baseline(self.state)
+        self.fingerprint = self._by_chief(lambda: self.kept.keep_baseline(self.state))
         try:
             if self._known_baseline is not None:
                 self.latest = self._known_baseline

@@ -537,11 +537,13 @@ def replaced_loss(given: Any, task: Task, loss: Loss, source: str) -> Loss:
     """Another loss in the place of that of a run: for each of its outputs, with their weights.
 
     Args:
-        given: A loss as ``compile`` takes it.
+        given: A loss as ``compile`` takes it; ``None`` for none, so that the run's stays.
         task: What the model is for.
         loss: The loss that it replaces.
         source: Where it came from, in words.
     """
+    if given is None:
+        return loss
     if not task.parts:
         return replace(describe_loss(given, source), weight=loss.weight)
     by_output = _by_output(given, tuple(task.parts), "losses", source)

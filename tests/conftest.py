@@ -35,22 +35,6 @@ def trained():
 
 
 @pytest.fixture
-def untimed(monkeypatch):
-    """Leaves timing and memory out of runs that do not say how to measure.
-
-    For tests that are about something else: a process of its own and a second for each stage would
-    make up most of their time.
-    """
-    options = ok.Pipeline._options
-    fast = ok.Measure(latency_seconds=0, memory=False)
-    monkeypatch.setattr(
-        ok.Pipeline,
-        "_options",
-        lambda self, measure, *rest: options(self, measure or fast, *rest),
-    )
-
-
-@pytest.fixture
 def dense():
     """Makes small dense models."""
     import tf_keras

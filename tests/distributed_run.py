@@ -33,12 +33,17 @@ def main(how: str, folder: Path, number: str = "0", *ports: str) -> None:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     from distributed_material import MEASURE, data, model, pipeline
 
+    from optkit import distribute
+
+    distribute._PIECE = 1000  # so that what is sent is of several pieces
+
     def tell(event):
         sys.stdout.write(f"{event.kind} {event.epoch}\n")
         sys.stdout.flush()
 
     result = pipeline(slow=how == "slow").run(
-        model(),
+        # Built from other random numbers in each process: those of the chief count.
+        model(3 + int(number)),
         data(),
         strategy=strategy,
         # Each its own, to see that only one of them is written to.

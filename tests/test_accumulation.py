@@ -281,6 +281,28 @@ def test_steps_must_be_two_or_more(steps):
         ok.GradientAccumulation(steps)
 
 
+class Summed(ok.RecipePass):
+    """A loss of a pass's own."""
+
+    def amend(self, recipe):
+        return recipe.amended(loss=tf_keras.losses.SparseCategoricalCrossentropy(reduction="sum"))
+
+
+def test_so_is_that_of_a_pass_behind_it(data):
+    passes = [ok.GradientAccumulation(2), Summed(), ok.FineTune(epochs=1)]
+    with pytest.raises(ok.PipelineError, match=r"has the reduction 'sum'.*GradientAccumulation"):
+        ok.Pipeline(passes).check(small_model(), data)
+
+
+def test_updates_are_counted_as_they_will_be_drawn(untimed):
+    x = np.random.default_rng(0).random((96, 8, 8, 1)).astype("float32")
+    y = np.repeat([0, 1], [90, 6])
+    data = ok.Data(train=(x, y), test=(x, y), batch_size=10)
+    passes = [ok.Rebalance("over"), ok.GradientAccumulation(4), ok.FineTune(1, patience=None)]
+    rows = ok.Pipeline(passes).run(small_model(), data).report.rows
+    assert rows[1].notes[0].endswith("5 updates an epoch")  # by 18 batches of 180 samples
+
+
 def test_a_loss_that_grows_with_the_batch_is_refused(dense, data):
     model = small_model()
     model.compile("sgd", tf_keras.losses.SparseCategoricalCrossentropy(reduction="sum"))

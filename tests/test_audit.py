@@ -125,6 +125,47 @@ def test_a_report_of_looking_alone():
     assert "no pass was kept" not in str(report) + report.to_html()
 
 
+def test_texts_are_the_same_however_wide_their_arrays_are():
+    import tf_keras
+
+    texts = np.array([f"a sentence of its own, number {i}" for i in range(40)])
+    words = tf_keras.layers.TextVectorization(output_sequence_length=8)
+    words.adapt(texts)
+    model = tf_keras.Sequential(
+        [
+            tf_keras.Input((), dtype="string"),
+            words,
+            tf_keras.layers.Embedding(words.vocabulary_size(), 4),
+            tf_keras.layers.GlobalAveragePooling1D(),
+            tf_keras.layers.Dense(2, activation="softmax"),
+        ]
+    )
+    y = np.arange(40) % 2
+    wider = np.array([*texts[:3], "another one, and so long that the array is wider than train's"])
+    assert wider.dtype != texts.dtype
+    data = ok.Data(train=(texts, y), test=(wider, np.array([0, 1, 1, 0])))
+    pipeline = ok.Pipeline([ok.AuditData(), ok.FineTune(1, patience=None)])
+    notes = " ".join(pipeline.run(model, data, measure=QUICK).report.rows[0].notes)
+    assert "3 samples of test" in notes
+
+
+def test_a_number_that_is_no_class_is_told():
+    x = np.random.default_rng(0).random((3000, 8, 8, 1)).astype("float32")
+    y = np.arange(3000) % 10
+    strange = y.copy()
+    strange[[2900, 2901]] = 10, -1  # behind what is looked at before a run
+
+    def batches():
+        return iter([(x[i : i + 30], strange[i : i + 30]) for i in range(0, 3000, 30)])
+
+    data = ok.Data(train=batches, test=(x[:50], y[:50]), steps=100, batch_size=30)
+    with pytest.raises(ok.OptkitError) as caught:
+        ok.Pipeline([ok.AuditData(strict=True), ok.FineTune(1)]).run(
+            small_model(), data, measure=QUICK
+        )
+    assert "2 samples of classes that there are not (-1, 10), of 10" in str(caught.value)
+
+
 def test_nothing_changes_with_it_not_even_a_random_number(tmp_path):
     data, model = digits(200), small_model()
 

@@ -536,6 +536,25 @@ def test_transforms_inside_draw_apart_from_each_other(A, pictures):
     assert min(counts) > 25
 
 
+def test_what_overshoots_is_cut_off_and_what_normalizes_is_refused(A, pictures):
+    def overshooting(image, **unused):
+        return image * 1.2 - 0.1
+
+    def brighter(image, **unused):
+        return image * 1.2
+
+    images = pictures.astype("float32") / 255
+    out = Albumented(A.Lambda(image=overshooting, p=1.0), (0.0, 1.0)).changed(
+        images, np.array([0, 1])
+    )
+    np.testing.assert_allclose(out, np.clip(images * 1.2 - 0.1, 0, 1), atol=1e-6)
+    half = A.Compose([A.ToFloat(255.0), A.Lambda(image=brighter, p=1.0)])
+    out = Albumented(half, (0.0, 255.0)).changed(pictures, np.array([0, 1]))
+    np.testing.assert_array_equal(out, np.rint(np.clip(pictures * 1.2, 0, 255)))
+    with pytest.raises(ok.PipelineError, match="normalizes"):
+        Albumented(A.Normalize(), (0.0, 255.0)).changed(pictures, np.array([0, 1]))
+
+
 def test_albumentations_are_stored_as_json(A, tmp_path):
     pipeline = ok.Pipeline([ok.Augment(["photo", _compose(A)]), ok.FineTune()])
     pipeline.to_json(tmp_path / "pipeline.json")
@@ -660,6 +679,69 @@ def test_weighted_blends_have_the_loss_of_their_parts():
 
     parts = (share * a)[:, None] * gradient(y) + ((1 - share) * b)[:, None] * gradient(other)
     assert np.allclose(weights[:, None] * gradient(targets), parts)
+
+
+@pytest.mark.parametrize("shape", [(40,), (40, 1)])
+def test_whole_numbers_as_weights_blend_as_floats_do(shape):
+    """As a stream may give them."""
+    import tensorflow as tf
+
+    x, y = tf.zeros([40, 2]), tf.one_hot(tf.range(40) % 5, 5)
+    whole = np.arange(40).reshape(shape) % 3
+    mixing = MixUpMixing(1.0)
+    _, targets, weights = mixing(x, y, _key(1, 2), tf.constant(whole))
+    _, wanted, expected = mixing(x, y, _key(1, 2), tf.constant(whole.ravel().astype("float32")))
+    np.testing.assert_allclose(targets, wanted)
+    np.testing.assert_allclose(np.reshape(weights, 40), expected)
+
+
+def test_weights_of_positions_blend_position_by_position():
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    y = np.eye(3, dtype="float32")[rng.integers(0, 3, (20, 4))]
+    weights = rng.random((20, 4)).astype("float32")
+    x = tf.range(20.0)[:, None]
+    mixed, targets, total = MixUpMixing(1.0)(x, tf.constant(y), _key(1, 2), tf.constant(weights))
+    for place in range(4):
+        one = [tf.constant(value[:, place]) for value in (y, weights)]
+        alone = MixUpMixing(1.0)(x, one[0], _key(1, 2), one[1])
+        np.testing.assert_allclose(mixed, alone[0])
+        np.testing.assert_allclose(targets[:, place], alone[1])
+        np.testing.assert_allclose(total[:, place], alone[2])
+
+
+@pytest.mark.parametrize("dtype", ["int64", "bool"])
+def test_flags_of_a_table_blend_to_shares(dtype):
+    import tensorflow as tf
+
+    x = np.eye(30)[:, :5].astype(dtype)
+    mixed, y = MixUpMixing(1.0)(tf.constant(x), tf.eye(30), _key(1, 2))
+    np.testing.assert_allclose(mixed, y.numpy() @ x.astype("float32"), atol=1e-6)
+
+
+def test_one_input_that_is_given_by_its_name_is_augmented(untimed):
+    data = digits(200)
+    named = Data(train=({"image": data.train[0]}, data.train[1]), test=data.test)
+    passes = [ok.Augment(["safe", ok.RandomErasing(0.5)]), ok.MixUp(), ok.FineTune(1, 1e-2)]
+    found = [
+        ok.Pipeline(passes, seed=2).run(small_model(), each).model.get_weights()
+        for each in (named, Data(train=data.train, test=data.test))
+    ]
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_what_overshoots_white_stays_white():
+    """As interpolation by cubes leaves it: a level above the last one is none."""
+    import tensorflow as tf
+
+    images = np.full((64, 8, 8, 1), 1.006, "float32")
+    images[:, :4] = 0.5
+    out = ok.RandAugment(2, 0).apply(tf.constant(images), _key(1, 2), (0.0, 1.0)).numpy()
+    darker = out[:, 6, 4, 0] < 0.4
+    inverted = out[:, 1, 4, 0] > 0.6  # what turns black to white turns white to black
+    assert not np.any(darker & ~inverted)
 
 
 def test_cut_mix_labels_are_the_areas():

@@ -126,6 +126,25 @@ def test_what_is_kept_is_neither_replaced_nor_moved_nor_deleted():
         assert new == ["NOT", "isn’t"]
 
 
+def test_words_of_signs_are_kept_too():
+    keep = work.kept_words(["C++", ":(", "don’t"])
+    words = ["I", "don't", "like", "C++", ":(", "Don’t,"]
+    rng = np.random.default_rng(0)
+    found = [change_words(words, rng, WordRates(delete=0.9), keep=keep) for _ in range(20)]
+    for changed in found:
+        assert [word for word in changed if word in {"don't", "C++", ":(", "Don’t,"}] == [
+            "don't",
+            "C++",
+            ":(",
+            "Don’t,",
+        ]
+    assert any("like" not in changed for changed in found)
+
+
+def test_keys_of_a_mapping_are_found_as_words_are():
+    assert synonyms_from({"Don’t": ["never"]})("don't") == ("never",)
+
+
 def test_words_are_looked_up_without_what_encloses_them():
     assert [bare(word) for word in ['"Don’t!"', "co-op.", "--", "É"]] == ["don't", "co-op", "", "é"]
 
@@ -239,6 +258,13 @@ def test_no_row_loses_its_last_token_or_has_all_masked():
     empty = np.zeros((2, 5), "int64")
     rates = TokenRates(0.9, 0.9, 0.9)
     assert np.array_equal(augment_tokens(empty, _key(), rates, mask=1), empty)
+
+
+def test_masking_and_deletion_together_leave_a_token():
+    tokens = np.tile([[5, 6, 0]], (400, 1))
+    out = augment_tokens(tokens, [1, 2], TokenRates(mask=0.6, delete=0.6), mask=1).numpy()
+    assert np.all(np.isin(out, (5, 6)).any(1))
+    assert (out == 1).any()
 
 
 def test_kept_tokens_stay_what_and_where_they_are():

@@ -26,7 +26,13 @@ from optkit.metric import resolve_metric
 from optkit.models import signature
 from optkit.recipe import Recipe
 from optkit.runtime import isolated
-from optkit.sampling import balanced_weights, count_classes, over_targets, under_targets
+from optkit.sampling import (
+    balanced_weights,
+    count_classes,
+    over_targets,
+    under_targets,
+    whole_number_inputs,
+)
 from optkit.task import infer_task
 
 layers = keras.layers
@@ -482,6 +488,41 @@ def token_model():
     tokens = keras.Input((3,), name="tokens")  # floats, as a Sequential model would have it
     flat = layers.Flatten()(layers.Embedding(9, 2)(tokens))
     return keras.Model(tokens, layers.Dense(2, activation="softmax")(flat))
+
+
+def test_token_ids_are_found_in_a_model_within():
+    tokens, size = keras.Input((3,), name="tokens"), keras.Input((2,), name="size")
+    ids, amount = keras.Input((3,), name="ids"), keras.Input((2,), name="amount")
+    within = layers.Concatenate()([layers.Flatten()(layers.Embedding(9, 2)(ids)), amount])
+    encoder = keras.Model([ids, amount], within, name="encoder")
+    out = layers.Dense(2, activation="softmax")(encoder([layers.Rescaling(1.0)(tokens), size]))
+    inputs = signature(model := keras.Model([tokens, size], out)).inputs
+    assert whole_number_inputs(model, inputs) == ["tokens"]
+    first, row = keras.Input((3,), name="row"), keras.Input((3,), name="ids")
+    learned = layers.Dense(3)(first)  # what reaches the embedding is none of the inputs' numbers
+    inner = keras.Model(row, layers.Flatten()(layers.Embedding(9, 2)(row)))
+    inputs = signature(model := keras.Model(first, layers.Dense(2)(inner(learned)))).inputs
+    assert whole_number_inputs(model, inputs) == []
+
+
+def test_rows_are_known_again_when_a_sampler_gives_another_dtype():
+    class Widening(RandomUnderSampler):
+        def fit_resample(self, x, y):
+            x, y = super().fit_resample(x, y)
+            return np.asarray(x, "float64") * 1.0, y
+
+        _sampling_type = "clean-sampling"  # one that looks at the values
+
+    x = np.random.default_rng(0).random((90, 4)).astype("float32")
+    y = np.repeat([0, 1, 2], [50, 20, 20])
+    weights = np.arange(1.0, 91.0)
+    found = drawn(
+        ok.Rebalance([TomekLinks(), Widening(sampling_strategy="all", random_state=0)]),
+        bound((x, y, weights)),
+    )
+    after, _, kept = content(found)
+    rows = [int(np.flatnonzero((x == row).all(1))[0]) for row in after]
+    np.testing.assert_array_equal(kept, weights[rows])
 
 
 def test_token_ids_are_found_whatever_their_type():

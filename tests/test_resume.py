@@ -15,6 +15,7 @@ from optkit.bundle import Bundle
 from optkit.models import signature
 from optkit.testing import digits
 from optkit.training import checkpoint as checkpoints
+from optkit.training import loop
 from optkit.training.checkpoint import signature_of
 from optkit.training.randomness import seeded_layers, unrepeatable_operations
 
@@ -98,6 +99,33 @@ class Twice(ok.TrainPass):
         return model
 
 
+class Noisy(ok.TrainPass):
+    """Trains a model with a layer of the user's that holds a generator of its own."""
+
+    def train(self, model, recipe, context):
+        import tensorflow as tf
+        import tf_keras
+
+        class Noise(tf_keras.layers.Layer):
+            def __init__(self, **settings):
+                super().__init__(**settings)
+                self.numbers = tf.random.Generator.from_seed(1)
+
+            def call(self, x, training=None):
+                return x * self.numbers.uniform(tf.shape(x)) if training else x
+
+        out = model.layers[-1].output
+        noisy = tf_keras.Model(model.inputs, Noise(name="noise")(out))
+        context.fit(noisy, recipe, epochs=3, learning_rate=1e-2)
+        return model
+
+
+def averaging(rate):
+    import tf_keras
+
+    return tf_keras.optimizers.Adam(rate, use_ema=True, ema_momentum=0.5)
+
+
 def legacy(rate):
     import tf_keras
 
@@ -125,6 +153,12 @@ CASES = {
         2,
     ),
     "16 bits": (lambda: [ok.MixedPrecision("float16"), ok.FineTune(3, 1e-2)], 2),
+    "averaging optimizer, behind its first training": (
+        lambda: [ok.TransferLearn(None, 1, fine_tune_epochs=2, optimizer=averaging(1e-3))],
+        1,
+    ),
+    "generator of a layer": (lambda: [Noisy()], 2),
+    "rate found": (lambda: [ok.FineTune(3, "auto")], 2),
     "legacy optimizer": (lambda: [ok.FineTune(3, optimizer=legacy(1e-2))], 2),
 }
 
@@ -181,6 +215,28 @@ def test_what_cannot_be_taken_up_is_said(tmp_path):
     said = [note for note in row(resumed).notes if "went on behind epoch 2" in note]
     assert len(said) == 1
     assert "what Counting held is lost" in said[0]
+
+
+def test_what_was_said_of_a_training_is_said_again_where_it_need_not_be_repeated(tmp_path):
+    passes = [Forgetful(), Twice()]
+    run(passes, tmp_path, Stop(1))
+    run(passes, tmp_path, Stop(2))  # goes on in the first training, ends in the second
+    resumed, again = run(passes, tmp_path)
+    assert len(again.seen) == 1
+    said = [note for note in row(resumed).notes if "what Counting held is lost" in note]
+    assert len(said) == 2
+
+
+def test_a_rate_that_was_found_is_not_looked_for_again(tmp_path, monkeypatch):
+    looked = []
+    search = loop.range_test
+    monkeypatch.setattr(
+        loop, "range_test", lambda *given, **named: looked.append(1) or search(*given, **named)
+    )
+    run([ok.FineTune(3, "auto")], tmp_path, Stop(2))
+    ended, _ = run([ok.FineTune(3, "auto")], tmp_path)
+    assert len(looked) == 1
+    assert row(ended).studies[0].title == "Learning rates tried"
 
 
 def test_random_numbers_that_cannot_be_repeated_are_found():

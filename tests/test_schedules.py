@@ -89,6 +89,11 @@ def restarts(i, n):
     return half_wave(i % 6 / 6, PEAK, 0.0)
 
 
+def uneven_restarts(i, n):
+    begin, end = max(pair for pair in ((0, 4), (4, 9), (9, 14), (14, 18)) if pair[0] <= i)
+    return half_wave((i - begin) / (end - begin), PEAK, 0.0)
+
+
 def steps_at_shares(i, n):
     return PEAK * (1 if i < 9 else 0.1 if i < 14 else 0.01)  # 0.5 and 0.75 of 18: 9 and 13.5
 
@@ -124,6 +129,8 @@ def one_cycle(i, n):
         (ok.LRSchedule("step"), steps_at_shares),
         (ok.LRSchedule("step", every=1, factor=0.5), steps_at_epochs),
         (ok.LRSchedule("step", milestones=[2, 1, 30], factor=0.5), steps_at_epochs),
+        (ok.LRSchedule("step", milestones=list(np.arange(1, 3)), factor=0.5), steps_at_epochs),
+        (ok.LRSchedule("cosine_restarts", restarts=3), uneven_restarts),
         (ok.LRSchedule("step", warmup=0.5, milestones=[2]), warm_steps),
         (ok.LRSchedule("exponential"), exponential),
         (ok.LRSchedule("exponential", decay=0.8), decay),

@@ -15,6 +15,7 @@ from optkit.metric import infer_metric
 from optkit.models import clone, signature, variables_by_path
 from optkit.recipe import Recipe
 from optkit.task import infer_loss, infer_task
+from optkit.testing import digits, small_model
 
 
 def context_for(model: Any, data: Data, constraints: Any = None, seed: int = 0) -> Context:
@@ -235,6 +236,39 @@ def test_weight_decay_spares_biases(dense):
     values = {path: v.numpy() for path, v in variables_by_path(model).items()}
     assert np.allclose(values["hidden/kernel"], 1 - 0.1 * 0.5)
     assert np.all(values["hidden/bias"] == 1)
+
+
+def test_layers_whose_names_sound_like_biases_decay():
+    import tf_keras
+
+    model = tf_keras.Sequential(
+        [tf_keras.Input((4,)), tf_keras.layers.Dense(1, kernel_initializer="ones", name="debiased")]
+    )
+    data = Data(train=(np.ones((10, 4), "float32"), np.ones(10) * 0.3))
+    context_for(model, data).fit(
+        model,
+        Recipe(loss=lambda y_true, y_pred: y_pred * 0.0),
+        epochs=1,
+        learning_rate=0.1,
+        optimizer="adamw",
+        weight_decay=0.5,
+    )
+    assert np.allclose(model.layers[0].kernel, 1 - 0.1 * 0.5)
+
+
+def test_zeros_are_kept_by_an_optimizer_that_averages(untimed):
+    """Keras puts the average of the weights in their place at the end, zeros forgotten."""
+    import tf_keras
+
+    averaging = tf_keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=0.9)
+    model = small_model()
+    model.compile(averaging, "sparse_categorical_crossentropy")
+    passes = [ok.Prune(0.6, 2), ok.FineTune(2, 1e-2, optimizer=averaging, patience=None)]
+    result = ok.Pipeline(passes, seed=1).run(model, digits(200))
+    for stage in ("Prune", "FineTune"):
+        kernels = [v.numpy() for v in result.stages[stage].model.weights if len(v.shape) > 1]
+        zeros = sum(int((value == 0).sum()) for value in kernels)
+        assert zeros / sum(value.size for value in kernels) == pytest.approx(0.6, abs=0.02)
 
 
 def test_the_model_stays_uncompiled(dense):

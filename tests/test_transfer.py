@@ -11,9 +11,9 @@ import optkit as ok
 from optkit import collapse
 from optkit.backbones import Backbone
 from optkit.collapse import has_collapsed
-from optkit.models import batch_norms, variables_by_path
+from optkit.models import batch_norms, clone, signature, variables_by_path
 from optkit.probe import compare, probe
-from optkit.task import Task
+from optkit.task import Task, infer_task
 from optkit.testing import digits, small_model
 from optkit.unfreezing import (
     blocks_of,
@@ -536,6 +536,37 @@ def test_batch_normalization_within_layers_stays_frozen():
 
 
 # -------------------------------------------------------------------------------------- collapse
+
+
+def test_a_guard_takes_up_what_another_process_saw(trained):
+    data = digits(300).bind(signature(trained))
+    task = infer_task(trained, data.train.head(50)[1])
+    model = clone(trained)
+    one, other = (collapse.CollapseGuard(task, data.train) for _ in range(2))
+    looking, again = one.callback(), other.callback()
+    looking.set_model(model)
+    looking.on_train_begin()
+    looking.on_train_batch_end(0)
+    weights = model.get_weights()
+    model.set_weights([-weight for weight in weights])
+    looking.on_train_batch_end(1)
+    assert one.collapse is None, "once may be a stumble"
+    again.set_model(model)
+    again.on_train_begin()  # the model as it was left
+    again.restore({name: array.copy() for name, array in looking.state().items()})
+    again.on_train_batch_end(2)  # no power of two
+    again.on_train_batch_end(3)
+    assert other.collapse is not None
+    assert other.collapse.step == 4
+    third = collapse.CollapseGuard(task, data.train)
+    last = third.callback()
+    last.set_model(model)
+    last.on_train_begin()
+    last.restore(again.state())
+    assert third.collapse == other.collapse
+    third.restore(model)
+    for now, before in zip(model.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(now, before)
 
 
 def test_a_collapse_is_half_of_what_was_known_and_no_accident():

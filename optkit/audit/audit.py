@@ -29,7 +29,8 @@ CHECKS = (
 #: What a finding may be; the names that ``ignore`` takes.
 KINDS = (
     *("duplicates", "near_duplicates", "leakage", "near_leakage", "conflicts"),
-    *("balance", "imbalance", "missing_classes", "constant", "blank", "not_finite", "range"),
+    *("balance", "imbalance", "missing_classes", "unknown_classes"),
+    *("constant", "blank", "not_finite", "range"),
 )
 _SPLITS = ("train", "validation", "test")
 

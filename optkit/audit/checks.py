@@ -359,7 +359,21 @@ def balance(
         own = [digest for digest in digests if output in digest.classes]
         if part.kind not in ("multiclass", "binary") or not own:
             continue
-        counts = {d.name: np.bincount(d.classes[output], minlength=part.classes) for d in own}
+        counts = {}
+        for digest in own:
+            numbers = digest.classes[output]
+            sound = (numbers >= 0) & (numbers < part.classes)
+            counts[digest.name] = np.bincount(numbers[sound], minlength=part.classes)
+            if not sound.all():
+                strange = ", ".join(map(str, np.unique(numbers[~sound])[:5]))
+                found.append(
+                    Finding(
+                        "unknown_classes",
+                        f"{digest.name}: {counted(int(np.sum(~sound)), 'sample')} of classes that "
+                        f"there are not ({strange}), of {part.classes}",
+                        True,
+                    )
+                )
         known = names.get(output, ())
         labels = [known[i] if i < len(known) else str(i) for i in range(part.classes)]
         of = f" of {output}" if output else ""
@@ -377,7 +391,7 @@ def balance(
                     )
                 )
             present = count[count > 0]
-            ratio = float(present.max() / present.min())
+            ratio = float(present.max() / present.min()) if len(present) else 1.0
             limit = _IMBALANCE if max_imbalance is None else max_imbalance
             if ratio > limit:
                 texts.append(

@@ -305,8 +305,11 @@ def join_leaves(parts: list[Any]) -> Any:
 
 
 def content_of(array: np.ndarray) -> bytes:
-    """The content of an array as bytes, the same in every process; texts by their letters."""
-    if array.dtype.kind != "O":
+    """The content of an array as bytes, the same in every process.
+
+    Of texts, their letters: NumPy holds them as wide as the longest of the array.
+    """
+    if array.dtype.kind not in "OSU":
         return np.ascontiguousarray(array).tobytes()
     parts = []
     for item in array.ravel():

@@ -20,6 +20,10 @@ from optkit.runtime import tensorflow
 __all__ = ["Albumented", "is_albumentations", "plain_transform", "transform_from_plain"]
 
 
+#: How far beyond its range a transform may go, as a share of it; it is cut off there.
+_BEYOND = 0.5
+
+
 def is_albumentations(value: Any) -> bool:
     """Whether it is a transform of albumentations, or one of a class of the user's made from it."""
     return any(
@@ -103,18 +107,21 @@ class Albumented:
                 f"The transform turns an image of shape {given.shape} into {image.shape}; "
                 "augmentation must keep the shape that the model takes. Resize or crop back to it."
             )
+        if image.dtype == given.dtype == np.uint8:
+            return image  # which cannot be out of its range
         low, high = float(image.min()), float(image.max())
         top = 255.0 if given.dtype == np.uint8 else 1.0
         # `ToFloat` makes 0 to 1 of bytes, as a last step that frameworks want; it is undone.
         shrunk = top == 255 and image.dtype != given.dtype
         reach = 1.0 if shrunk else top
-        if low < -0.01 * reach or high > 1.01 * reach:
+        # Interpolating by cubes overshoots at edges, by less than that; normalizing does not stop.
+        if low < -_BEYOND * reach or high > (1 + _BEYOND) * reach:
             raise PipelineError(
                 f"The transform gives {image.dtype} from {low:g} to {high:g}, and was given "
                 f"{given.dtype} from 0 to {top:g}. Leave out what normalizes, such as `Normalize`: "
                 "the model's preprocessing does it."
             )
-        return np.rint(image * 255.0) if shrunk else image
+        return np.rint(np.clip(image, 0.0, 1.0) * 255.0) if shrunk else image
 
 
 def plain_transform(transform: Any) -> dict[str, Any] | None:

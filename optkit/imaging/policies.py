@@ -56,7 +56,8 @@ class ImagePolicy(abc.ABC):
         tf = tensorflow()
         low, high = values
         pixels = (tf.cast(images, tf.float32) - low) * (255.0 / (high - low))
-        pixels = self._changed(pixels, seed, fill_mode)
+        # A level above white would be none: what came before may have overshot a little.
+        pixels = self._changed(tf.clip_by_value(pixels, 0.0, 255.0), seed, fill_mode)
         pixels = tf.clip_by_value(pixels * ((high - low) / 255.0) + low, low, high)
         if images.dtype.is_integer:
             pixels = tf.round(pixels)

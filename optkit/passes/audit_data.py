@@ -52,8 +52,8 @@ class AuditData(InspectPass):
             ones are looked for among all.
         ignore: Findings to leave out, such as ``("near_leakage", "missing_classes")``: any of
             ``"duplicates"``, ``"near_duplicates"``, ``"leakage"``, ``"near_leakage"``,
-            ``"conflicts"``, ``"balance"``, ``"imbalance"``, ``"missing_classes"``, ``"constant"``,
-            ``"blank"``, ``"not_finite"``, ``"range"``.
+            ``"conflicts"``, ``"balance"``, ``"imbalance"``, ``"missing_classes"``,
+            ``"unknown_classes"``, ``"constant"``, ``"blank"``, ``"not_finite"``, ``"range"``.
 
     Example:
         >>> import optkit as ok

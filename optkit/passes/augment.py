@@ -14,7 +14,7 @@ import numpy as np
 from optkit import _validate
 from optkit.base import RecipePass
 from optkit.context import Setting
-from optkit.data import Split, first_leaf
+from optkit.data import Split, first_leaf, map_leaves
 from optkit.errors import ArgumentTypeError, PipelineError
 from optkit.images import ValueRange, require_images, value_range
 from optkit.imaging import (
@@ -179,12 +179,17 @@ class _Steps:
             self._step(item, values, derive_seed(seed, i)) for i, item in enumerate(self.items)
         ]
 
-        def run(x: Any, key: Any) -> Any:
+        def changed(images: Any, key: Any) -> Any:
             for i, step in enumerate(steps):
                 # One key for each, or two of them would draw the same numbers. Steps make keys of
                 # their own by folding small numbers in, so that these must be others.
-                x = step(x, tf.random.experimental.stateless_fold_in(key, _OWN + i) if i else key)
-            return x
+                own = tf.random.experimental.stateless_fold_in(key, _OWN + i) if i else key
+                images = step(images, own)
+            return images
+
+        def run(x: Any, key: Any) -> Any:
+            # The one input may come by its name.
+            return map_leaves(lambda images: changed(images, key), x)
 
         if all(map(_knows_range, self.items)):
             # There is no control flow of TensorFlow's in it, and looking for some takes a while.

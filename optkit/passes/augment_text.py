@@ -18,7 +18,6 @@ from optkit.models import TensorInfo
 from optkit.recipe import Recipe
 from optkit.runtime import tensorflow
 from optkit.text import (
-    NEGATIONS,
     BackTranslation,
     Synonyms,
     TokenRates,
@@ -27,6 +26,7 @@ from optkit.text import (
     augment_tokens,
     bare,
     find_wordnet,
+    kept_words,
     synonyms_from,
     texts_of,
 )
@@ -380,7 +380,7 @@ class AugmentText(RecipePass):
             return
         source = synonyms_from(self.synonyms)
         words = [bare(word) for batch in batches for word in _words_of(batch)]
-        keep = self._kept_words()
+        keep = kept_words(self.keep)
         found = [source(word) if word and word not in keep else () for word in words]
         known = sum(map(bool, found))
         context.note(
@@ -396,11 +396,6 @@ class AugmentText(RecipePass):
                     f"{strange:.0%} of these synonyms are not in the vocabulary of the model, to "
                     "which they are one and the same unknown word. Adapt it to more texts"
                 )
-
-    def _kept_words(self) -> frozenset[str]:
-        return (
-            NEGATIONS if self.keep is None else frozenset(str(word).lower() for word in self.keep)
-        )
 
     def amend(self, recipe: Recipe) -> Recipe:
         """Adds to ``augment``."""
@@ -460,7 +455,7 @@ class _Texts:
         translations = None
         if self.back_translation is not None:
             translations = self.back_translation(_all_texts(split, chosen))
-        keep = NEGATIONS if self.keep is None else frozenset(str(w).lower() for w in self.keep)
+        keep = kept_words(self.keep)
 
         def work(texts: np.ndarray, key: np.ndarray) -> np.ndarray:
             return augment_texts(

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from optkit import _validate
 from optkit.base import RecipePass
-from optkit.context import Context, Setting, State
-from optkit.errors import PipelineError
+from optkit.context import Context, State
 from optkit.models import batch_norms
 from optkit.recipe import Recipe
 
 __all__ = ["GradientAccumulation"]
-
-_MEANS = ("auto", "sum_over_batch_size")
 
 
 class GradientAccumulation(RecipePass):
@@ -43,19 +40,6 @@ class GradientAccumulation(RecipePass):
         _validate.integer("steps", steps, minimum=2)
         self.steps = steps
 
-    def check(self, setting: Setting) -> None:
-        """Refuses losses that are no mean over the batch."""
-        for name, loss in setting.loss.each.items():
-            reduction = getattr(loss.function, "reduction", _MEANS[0])
-            if reduction not in _MEANS:
-                of = f" of output {name!r}" if name else ""
-                raise PipelineError(
-                    f"The loss {loss.name!r}{of} has the reduction {reduction!r}, so that its "
-                    "gradient grows with the batch, and GradientAccumulation averages over "
-                    "batches. Compile the model with a loss of the reduction "
-                    "'sum_over_batch_size', the default."
-                )
-
     def amend(self, recipe: Recipe) -> Recipe:
         """Fills the slot ``accumulate``."""
         return recipe.amended(accumulate=self.steps)
@@ -64,7 +48,7 @@ class GradientAccumulation(RecipePass):
         """Amends the recipe, and says what the updates will be."""
         split = context.data.train
         if split is not None:
-            size, updates = split.batch_size, -(-split.steps // self.steps)
+            size, updates = split.batch_size, context.steps(self.amend(state.recipe)).updates
             context.note(
                 f"updates by {self.steps} batches of {size} samples: as a batch size of "
                 f"{self.steps * size}; {updates} update{'s' * (updates != 1)} an epoch"

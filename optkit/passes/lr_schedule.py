@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from optkit.models import is_compiled
 from optkit.recipe import Recipe
 from optkit.runtime import tf_keras
 from optkit.training import follows_schedule
-from optkit.training.schedules import cosine, cycles, linear, sequence
+from optkit.training.schedules import cosine, linear, sequence
 
 __all__ = ["SHAPES", "LRSchedule", "Shape"]
 
@@ -79,8 +80,10 @@ class Shape:
         if self.shape == "cosine":
             return cosine(peak, self.end * peak, rest)
         if self.shape == "cosine_restarts":
-            length = -(-rest // (self.restarts + 1))
-            return cycles(cosine(peak, self.end * peak, length), length)
+            waves = self.restarts + 1
+            ends = [round(rest * wave / waves) for wave in range(waves + 1)]
+            lengths = [end - begin for begin, end in itertools.pairwise(ends)]
+            return sequence([(n, cosine(peak, self.end * peak, n)) for n in lengths])
         if self.shape == "exponential":
             if self.decay is not None:
                 return schedules.ExponentialDecay(peak, steps_per_epoch, self.decay)
@@ -93,7 +96,7 @@ class Shape:
             places = list(range(length, steps, length))
         else:
             places = sorted(
-                place * steps_per_epoch if isinstance(place, int) else round(place * steps)
+                round(place * steps) if isinstance(place, float) else int(place) * steps_per_epoch
                 for place in self.milestones
             )
         places = [place for place in places if place < steps]
@@ -116,7 +119,7 @@ class LRSchedule(RecipePass):
 
     Args:
         shape: ``"cosine"``: half a wave from the peak to the end. ``"cosine_restarts"``: several
-            such waves of equal length. ``"step"``: falls by a factor at milestones.
+            such waves of equal length, up to an update. ``"step"``: falls by a factor at milestones.
             ``"exponential"``: falls by the same share in every update. ``"one_cycle"``: half a wave
             up to the peak and one down. Momentum stays as it is.
         warmup: Share of the training, in ``[0, 1)``, in which the rate first grows to the peak in a

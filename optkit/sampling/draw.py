@@ -102,7 +102,9 @@ def draw_rows(
             raise
         except Exception as error:
             raise DataError(_failure(sampler, error)) from error
-        drawn, drawn_labels = np.asarray(drawn), np.asarray(drawn_labels)
+        # Of the same dtype, or no row would be known again.
+        drawn = np.asarray(drawn, values.dtype)
+        drawn_labels = np.asarray(drawn_labels)
     before, after = _counts(labels), _counts(drawn_labels)
     _require_same_classes(before, after, samplers)
     if rows is None:

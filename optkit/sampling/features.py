@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,10 @@ import numpy as np
 from optkit.artifact import KerasArtifact, SavedModelArtifact, load_model
 from optkit.data import ArraySplit, Split, map_leaves
 from optkit.errors import DataError, ModelError, PipelineError, first_line
-from optkit.models import TensorInfo
+from optkit.models import LOOKUPS, TensorInfo, is_graph
 
 __all__ = ["Features", "images_among", "whole_number_inputs"]
 
-#: Layers that look numbers up: what they take are names, between which nothing lies.
-_LOOKUPS = frozenset(
-    {"CategoryEncoding", "Embedding", "Hashing", "IntegerLookup", "StringLookup"}
-    | {"TextVectorization"}
-)
 # Columns that only travel along weigh so little that they change no distance that matters.
 _ALONG = 1e-7
 _BATCH = 128
@@ -43,15 +38,30 @@ def whole_number_inputs(model: Any, inputs: tuple[TensorInfo, ...]) -> list[str]
         for info in inputs
         if info.dtype == "string" or ("int" in info.dtype and len(info.shape) < 4)
     }
-    for layer in getattr(model, "layers", ()):
-        if type(layer).__name__ in _LOOKUPS:
-            found.update(_inputs_before(layer, {tensor.name for tensor in model.inputs}))
+    if model is not None:
+        found |= _looked_up(model)
     return [info.name for info in inputs if info.name in found]
 
 
-def _inputs_before(layer: Any, wanted: set[str]) -> Iterator[str]:
-    """Inputs that reach a layer without anything learned in between."""
-    seen, todo = set(), [layer]
+def _looked_up(model: Any) -> set[str]:
+    """The names of the inputs of which a layer looks the numbers up, also one of a model within."""
+    wanted = {tensor.name for tensor in getattr(model, "inputs", None) or ()}
+    found: set[str] = set()
+    for layer in getattr(model, "layers", ()):
+        if type(layer).__name__ in LOOKUPS:
+            found.update(_inputs_before([layer], wanted))
+        elif is_graph(layer) and (own := _looked_up(layer)):
+            for node in layer.inbound_nodes:
+                pairs = zip(node.keras_inputs, layer.inputs, strict=False)
+                before = [taken.node.layer for taken, tensor in pairs if tensor.name in own]
+                before = [item for item in before if not item.weights]
+                found.update(_inputs_before(before, wanted))
+    return found
+
+
+def _inputs_before(layers: Sequence[Any], wanted: set[str]) -> Iterator[str]:
+    """Inputs that are, or reach, some layers without anything learned in between."""
+    seen, todo = set(), list(layers)
     while todo:
         current = todo.pop()
         if id(current) in seen:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from optkit.text.synonyms import STOP_WORDS, Synonyms, find_wordnet, synonyms_from
 from optkit.text.tokens import TokenRates, augment_tokens
 from optkit.text.translation import BackTranslation
-from optkit.text.words import NEGATIONS, WordRates, augment_texts, bare, change_words, texts_of
+from optkit.text.words import (
+    NEGATIONS,
+    WordRates,
+    augment_texts,
+    bare,
+    change_words,
+    kept_words,
+    texts_of,
+)
 
 __all__ = [
     "NEGATIONS",
@@ -19,6 +27,7 @@ __all__ = [
     "bare",
     "change_words",
     "find_wordnet",
+    "kept_words",
     "synonyms_from",
     "texts_of",
 ]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from optkit.errors import PipelineError
+from optkit.text.words import bare
 
 __all__ = ["STOP_WORDS", "Synonyms", "find_wordnet", "synonyms_from"]
 
@@ -83,8 +84,9 @@ def synonyms_from(given: str | Mapping[str, Sequence[str]] | Callable[[str], Any
     if isinstance(given, str):
         return _wordnet(find_wordnet())
     if isinstance(given, Mapping):
-        lowered = {word.lower(): tuple(options) for word, options in given.items()}
-        return Synonyms(lambda word: lowered.get(word, ()), "a mapping")
+        # Asked for as they are looked up; one of signs alone is never asked for.
+        plain = {bare(word): tuple(options) for word, options in given.items()}
+        return Synonyms(lambda word: plain.get(word, ()), "a mapping")
     return Synonyms(given, "a function")
 
 

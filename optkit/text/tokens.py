@@ -66,7 +66,8 @@ def augment_tokens(
     if rates.swap:  # among free places alone, so these stay the free ones
         tokens = _swapped(tokens, free, rates.swap, keys[1], keys[2])
     if rates.delete:
-        gone = _chosen(free, rates.delete, keys[3])
+        telling = free if mask is None else free & (tokens != tf.cast(mask, tokens.dtype))
+        gone = _chosen(free, rates.delete, keys[3], spare=telling)
         tokens = _deleted(tokens, gone, tf.cast(padding, tokens.dtype))
     if share < 1:
         changed = tf.random.stateless_uniform(tf.shape(tokens)[:1], keys[4]) < share
@@ -74,14 +75,17 @@ def augment_tokens(
     return tf.ensure_shape(tokens, before.shape)
 
 
-def _chosen(free: Any, rate: float, key: Any) -> Any:
-    """Free tokens by chance; where chance would take all of a sequence, all but one."""
+def _chosen(free: Any, rate: float, key: Any, spare: Any = None) -> Any:
+    """Free tokens by chance; where it would take all, or all of those to spare, all but one."""
     tf = tensorflow()
     draws = tf.random.stateless_uniform(tf.shape(free), key)
     hit = free & (draws < rate)
-    left = tf.reduce_any(free & ~hit, axis=1, keepdims=True)
+    spared = free
+    if spare is not None:
+        spared = tf.where(tf.reduce_any(spare, axis=1, keepdims=True), spare, free)
+    left = tf.reduce_any(spared & ~hit, axis=1, keepdims=True)
     # The token with the largest draw stays: which one it is follows from chance alone.
-    highest = tf.argmax(tf.where(free, draws, -1.0), axis=1, output_type=tf.int32)
+    highest = tf.argmax(tf.where(spared, draws, -1.0), axis=1, output_type=tf.int32)
     spared = tf.one_hot(highest, tf.shape(free)[1], on_value=True, off_value=False, dtype=tf.bool)
     return hit & (left | ~spared)
 

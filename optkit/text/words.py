@@ -10,7 +10,16 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["NEGATIONS", "WordRates", "augment_texts", "bare", "change_words", "texts_of"]
+__all__ = [
+    "NEGATIONS",
+    "WordRates",
+    "augment_texts",
+    "bare",
+    "change_words",
+    "is_kept",
+    "kept_words",
+    "texts_of",
+]
 
 #: English words that turn a sentence into its opposite: without them it has another label.
 NEGATIONS = frozenset(
@@ -55,6 +64,23 @@ def bare(word: str) -> str:
     return _PARTS.sub(r"\2", word).lower().replace("’", "'")
 
 
+def kept_words(keep: Sequence[Any] | None) -> frozenset[str]:
+    """Words that nothing happens to, as `is_kept` wants them; ``None`` for `NEGATIONS`."""
+    if keep is None:
+        return NEGATIONS
+    return frozenset(str(word).lower().replace("’", "'") for word in keep)
+
+
+def is_kept(word: str, keep: frozenset[str]) -> bool:
+    """Whether nothing happens to a word: as it stands, or without what encloses it.
+
+    >>> keep = frozenset({"not", "c++"})
+    >>> is_kept("Not,", keep), is_kept("C++", keep), is_kept("note", keep)
+    (True, True, False)
+    """
+    return bare(word) in keep or word.lower().replace("’", "'") in keep
+
+
 def change_words(
     words: Sequence[str],
     rng: np.random.Generator,
@@ -72,7 +98,7 @@ def change_words(
         rates: How much.
         synonyms: Function of a word in small letters to its synonyms; ``None`` where neither
             `WordRates.replace` nor `WordRates.insert` asks for some.
-        keep: Words in small letters that are not replaced, moved or deleted.
+        keep: Words in small letters that are not replaced, moved or deleted; see `is_kept`.
 
     Example:
         >>> import numpy as np
@@ -89,7 +115,7 @@ def change_words(
     if synonyms is not None and rates.insert:
         _insert(found, rng, int(rng.binomial(len(found), rates.insert)), synonyms, keep)
     if rates.swap:
-        free = np.array([i for i, word in enumerate(found) if bare(word) not in keep], np.int64)
+        free = np.array([i for i, word in enumerate(found) if not is_kept(word, keep)], np.int64)
         order = rng.permutation(free)
         chosen = rng.random(len(order) // 2) < rates.swap
         for pair in np.flatnonzero(chosen):
@@ -97,14 +123,14 @@ def change_words(
             found[one], found[other] = found[other], found[one]
     if rates.delete and found:
         lost = rng.random(len(found)) < rates.delete
-        left = [w for w, gone in zip(found, lost, strict=True) if not gone or bare(w) in keep]
+        left = [w for w, gone in zip(found, lost, strict=True) if not gone or is_kept(w, keep)]
         found = left or [found[rng.integers(len(found))]]
     return found
 
 
 def _options(word: str, synonyms: Lookup, keep: frozenset[str]) -> Sequence[str]:
     plain = bare(word)
-    return () if not plain or plain in keep else synonyms(plain) or ()
+    return () if not plain or is_kept(word, keep) else synonyms(plain) or ()
 
 
 def _insert(

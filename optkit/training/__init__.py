@@ -11,6 +11,7 @@ from optkit.training.optimizers import (
     initial_learning_rate,
     peak_learning_rate,
 )
+from optkit.training.plan import require_means
 from optkit.training.range_test import LearningRateSearch, RateRange
 from optkit.training.steps import Steps, sampled, steps_of
 
@@ -29,6 +30,7 @@ __all__ = [
     "follows_schedule",
     "initial_learning_rate",
     "peak_learning_rate",
+    "require_means",
     "sampled",
     "steps_of",
 ]

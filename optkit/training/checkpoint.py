@@ -16,10 +16,12 @@ from optkit.bundle import Bundle, BundleError
 from optkit.distribute import ALONE, Crew
 from optkit.models import is_variable
 from optkit.runtime import derive_seed, tf_keras
+from optkit.training.range_test import LearningRateSearch
 from optkit.training.watch import Watch
 
 __all__ = [
     "Checkpoint",
+    "Kept",
     "Place",
     "Places",
     "Resumable",
@@ -71,6 +73,10 @@ class Place:
         except BundleError as error:
             _LOG.warning("the checkpoint in %s is damaged (%s) and not used", self.path, error)
             return None
+
+    def fits(self, mine: bool) -> bool:
+        """Whether what is kept can be used, which it can by all who train together or by none."""
+        return not self._crew.any_of(not mine)
 
     def agreed(self, wanted: bool) -> bool:
         """What all who train together do, where it depends on the clock."""
@@ -150,41 +156,23 @@ def signature_of(model: Any, settings: Sequence[Any]) -> str:
     return digest.hexdigest()[:40]
 
 
-class Checkpoint:
-    """Keeps how far one training is, and takes it up again.
+class Kept:
+    """What an earlier process has left of a training.
 
     Args:
         place: Where.
         signature: What the training is known by. What is kept of another one is not used.
-        trainer: The compiled model that trains.
-        watch: Looks on.
-        callbacks: The callbacks of the training whose state is kept.
+        callbacks: The callbacks of the training.
 
     Attributes:
-        found: What an earlier process has left; ``None`` for nothing.
+        callbacks: Those whose state is kept.
+        found: How far it was; ``None`` for nothing.
     """
 
-    def __init__(
-        self,
-        place: Place,
-        signature: str,
-        *,
-        trainer: Any,
-        watch: Watch,
-        callbacks: Sequence[Any],
-    ):
+    def __init__(self, place: Place, signature: str, callbacks: Sequence[Any]):
         self.place, self.signature = place, signature
-        self.trainer, self.watch = trainer, watch
         self.callbacks = [item for item in callbacks if _keeps(item) is not None]
         self.found = self._find()
-        self._curves: dict[str, list[float]] = {}
-        self._resumed: tuple[int, ...] = ()
-        if self.found is not None:
-            self._curves = {name: list(values) for name, values in self.found.curves.items()}
-            self._resumed = self.found.resumed
-            if not self.found.finished:
-                self._resumed = (*self._resumed, self.found.epoch)
-        self._written, self._took = time.monotonic(), 0.0
 
     def _find(self) -> Snapshot | None:
         bundle = self.place.read()
@@ -192,7 +180,7 @@ class Checkpoint:
             return None
         values = bundle.values
         same = len(values["callbacks"]) == len(self.callbacks)
-        if values["signature"] != self.signature or not same:
+        if not self.place.fits(values["signature"] == self.signature and same):
             _LOG.info("a checkpoint is of another training, and not used")
             return None
         return Snapshot(
@@ -204,15 +192,61 @@ class Checkpoint:
         )
 
     @property
+    def search(self) -> LearningRateSearch | None:
+        """How its learning rate was found; ``None`` where it was given, or nothing was left."""
+        stored = None if self.found is None else self.found.bundle.values.get("search")
+        return None if stored is None else LearningRateSearch.of(**stored)
+
+
+class Checkpoint:
+    """Keeps how far one training is, and takes it up again.
+
+    Args:
+        kept: What an earlier process has left, and where to keep what this one does.
+        trainer: The compiled model that trains.
+        watch: Looks on.
+        search: How its learning rate was found; ``None`` where it was given.
+
+    Attributes:
+        found: How far an earlier process was; ``None`` for nothing.
+        notes: What the reader of a report should know, of earlier processes too.
+    """
+
+    def __init__(
+        self,
+        kept: Kept,
+        *,
+        trainer: Any,
+        watch: Watch,
+        search: LearningRateSearch | None = None,
+    ):
+        self.place, self.signature = kept.place, kept.signature
+        self.trainer, self.watch = trainer, watch
+        self.callbacks, self.found = kept.callbacks, kept.found
+        self.notes: list[str] = []
+        self._search = search
+        self._curves: dict[str, list[float]] = {}
+        self._resumed: tuple[int, ...] = ()
+        if self.found is not None:
+            self.notes += self.found.bundle.values.get("notes", ())
+            self._curves = {name: list(values) for name, values in self.found.curves.items()}
+            self._resumed = self.found.resumed
+            if not self.found.finished:
+                self._resumed = (*self._resumed, self.found.epoch)
+        self._written, self._took = time.monotonic(), 0.0
+
+    @property
     def first_epoch(self) -> int:
         """Number of the epoch to begin with, from 0."""
         return 0 if self.found is None else self.found.epoch
 
     def last_epoch(self, epochs: int) -> int:
         """Epochs at the end, where so many are asked for: no more where it had ended before."""
-        found = self.found
-        ended = found is not None and (found.finished or found.bundle.values["stopped"])
-        return self.first_epoch if ended else epochs
+        return self.first_epoch if self.found is not None and self.found.finished else epochs
+
+    def note(self, *notes: str) -> None:
+        """Adds to what the reader should know."""
+        self.notes += [note for note in notes if note not in self.notes]
 
     @property
     def resumed(self) -> tuple[int, ...]:
@@ -288,6 +322,8 @@ class Checkpoint:
             "best_epoch": watch.best_epoch,
             "best_is_elsewhere": older,
             "stopped": watch.stopped,
+            "search": None if self._search is None else self._search.measured,
+            "notes": self.notes,
             "callbacks": plain,
         }
         return Bundle(values, arrays)
@@ -296,8 +332,10 @@ class Checkpoint:
         """Puts the training where the checkpoint is."""
         values, arrays = found.bundle.values, found.bundle.arrays
         _assign(_variables(self.trainer), arrays, "weights")
+        # Behind the weights also where nothing is left to train: Keras ends every training with the
+        # averages that an optimizer may hold, which are those of the weights as it found them.
+        build_optimizer(self.trainer)
         if not found.finished:
-            build_optimizer(self.trainer)
             _assign(optimizer_variables(self.trainer), arrays, "optimizer")
         self.trainer.settle()
         watch = self.watch

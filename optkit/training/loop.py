@@ -19,7 +19,7 @@ from optkit.models import is_compiled
 from optkit.recipe import Recipe
 from optkit.runtime import derive_seed, tf_keras
 from optkit.task import Loss, Task, replaced_loss
-from optkit.training.checkpoint import Checkpoint, Place, begin_anew, signature_of
+from optkit.training.checkpoint import Checkpoint, Kept, Place, begin_anew, signature_of
 from optkit.training.optimizers import final_learning_rate, make_optimizer, peak_learning_rate
 from optkit.training.plan import METRIC, Plan, compile_arguments, plan_training
 from optkit.training.precision import with_loss_scaling
@@ -105,7 +105,7 @@ def fit(
         validation=_looked_at(data, patience),
         task=task,
         metric=metric,
-        loss=loss if recipe.loss is None else replaced_loss(recipe.loss, task, loss, "recipe"),
+        loss=replaced_loss(recipe.loss, task, loss, "recipe"),
         source=source,
         constraints=constraints,
         rate_factors=rate_factors or {},
@@ -115,23 +115,28 @@ def fit(
         seed=seed,
         crew=crew,
     )
-    known = ""
+    own = [*callbacks, *(make() for make in recipe.callbacks)]
+    kept = None
     if place is not None:
-        known = signature_of(model, (epochs, learning_rate, weight_decay, patience, settled_after))
+        settings = (epochs, learning_rate, weight_decay, patience, settled_after)
+        kept = Kept(place, signature_of(model, settings), own)
     twin = working_twin(model, precision=recipe.precision, strategy=crew.strategy)
     with twin as working, crew.scope():
         search = None
         if isinstance(learning_rate, str):
-            search = training.search(working, rates or RateRange())
+            search = kept.search if kept is not None else None
+            if search is None:
+                search = training.search(working, rates or RateRange())
             if not epochs:
                 return History({}, 0, 0, False, search)
-            learning_rate = search.suggestion
-        trainer = training.trainer(working, training.rate(learning_rate, epochs))
+            peak = crew.same(search.suggestion)  # other machines, other last digits
+        else:
+            peak = learning_rate
+        trainer = training.trainer(working, training.rate(peak, epochs))
         watch = Watch(_watched(metric), patience, settled_after, on_epoch)
-        own = [*callbacks, *(make() for make in recipe.callbacks)]
         checkpoint = None
-        if place is not None:
-            checkpoint = Checkpoint(place, known, trainer=trainer, watch=watch, callbacks=own)
+        if kept is not None:
+            checkpoint = Checkpoint(kept, trainer=trainer, watch=watch, search=search)
         history = training.run(trainer, epochs, own, watch, checkpoint)
     # Tracing has drawn from the global generators, as a training that was finished before has not.
     tf_keras().utils.set_random_seed(derive_seed(seed, "behind"))
@@ -291,9 +296,20 @@ class _Training:
                 callbacks=[seeding, *looking],
                 **self.validation_batches(),
             )
-        if checkpoint is not None and not watch.diverged:
-            checkpoint.finish(first + len(history.epoch))
+        if checkpoint is not None:
+            checkpoint.note(*self.notes(trainer, first, callbacks, history))
+            if not watch.diverged:
+                checkpoint.finish(first + len(history.epoch))
         return history
+
+    def notes(self, trainer: Any, first: int, callbacks: Sequence[Any], history: Any) -> list[str]:
+        """What to say of it, once it has trained."""
+        notes = []
+        if hindered := self.hindered or trainer.not_compiled:
+            notes.append(f"trained without XLA: {hindered}")
+        if first and history.epoch:
+            notes += _differing(first, callbacks, self.recipe, trainer)
+        return notes
 
 
 def _training_split(data: BoundData, recipe: Recipe, seed: int) -> Any:
@@ -338,16 +354,14 @@ def _told(
     search: LearningRateSearch | None,
 ) -> History:
     """What came of a training."""
-    notes = list(training.split.notes)
-    if hindered := training.hindered or trainer.not_compiled:
-        notes.append(f"trained without XLA: {hindered}")
     first = 0
     resumed: tuple[int, ...] = ()
     curves = {name: [float(v) for v in values] for name, values in history.history.items()}
-    if checkpoint is not None:
+    if checkpoint is None:
+        notes = training.notes(trainer, first, callbacks, history)
+    else:
         first, curves, resumed = checkpoint.first_epoch, checkpoint.curves, checkpoint.resumed
-        if first and history.epoch:
-            notes += _differing(first, callbacks, training.recipe, trainer)
+        notes = list(checkpoint.notes)
     epochs = first + len(history.epoch)
     return History(
         curves,
@@ -355,7 +369,7 @@ def _told(
         watch.best_epoch or epochs,
         watch.stopped,
         search,
-        tuple(notes),
+        (*training.split.notes, *notes),
         resumed,
     )
 

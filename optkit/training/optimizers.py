@@ -24,6 +24,8 @@ __all__ = [
 ]
 
 DEFAULT_LEARNING_RATE = 1e-3
+#: By the variable's own name, also that of its copy on a replica: its layer's may be anything.
+_NOT_DECAYED = r"(^|/)[^/]*(bias|gamma|beta)(/replica_\d+)?(:\d+)?$"
 
 
 def check_learning_rate(name: str, value: Any, *, optional: bool = False) -> None:
@@ -115,7 +117,7 @@ def make_optimizer(choices: Iterable[Any], learning_rate: Any, weight_decay: flo
     optimizer = type(template).from_config(config)
     if config.get("weight_decay") and hasattr(optimizer, "exclude_from_weight_decay"):
         # Decay is for kernels; shrinking biases and scales only hurts.
-        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        optimizer.exclude_from_weight_decay(var_names=[_NOT_DECAYED])
     return optimizer
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from optkit.errors import PipelineError
 from optkit.metric import Metric
 from optkit.models import compiled_metrics, is_compiled
 from optkit.runtime import tensorflow, tf_keras
 from optkit.task import Loss, Task, dense_targets
 
-__all__ = ["METRIC", "Plan", "compile_arguments", "plan_training"]
+__all__ = ["METRIC", "Plan", "compile_arguments", "plan_training", "require_means"]
 
+_MEANS = ("auto", "sum_over_batch_size")  # reductions of losses that are a mean over the batch
 METRIC = "metric"  #: Name of what is watched, in logs and curves.
 
 
@@ -36,6 +38,27 @@ class Plan:
         if isinstance(y, dict):
             return {name: _dense(part, self.rows.get(name)) for name, part in y.items()}
         return _dense(y, self.rows.get(""))
+
+
+def require_means(loss: Loss, who: str) -> None:
+    """Refuses losses that are no mean over the batch, where gradients of parts of it are averaged.
+
+    Args:
+        loss: The loss to train by.
+        who: What averages, with its verb.
+
+    Raises:
+        PipelineError: With what to do.
+    """
+    for name, part in loss.each.items():
+        reduction = getattr(part.function, "reduction", _MEANS[0])
+        if reduction not in _MEANS:
+            of = f" of output {name!r}" if name else ""
+            raise PipelineError(
+                f"The loss {part.name!r}{of} has the reduction {reduction!r}, so that its gradient "
+                f"grows with the batch, and {who} over parts of it. Take a loss of the reduction "
+                "'sum_over_batch_size', the default."
+            )
 
 
 def plan_training(task: Task, metric: Metric, loss: Loss, *, soft: bool) -> Plan:

@@ -3,7 +3,7 @@
 Dropout and its kin draw from operations of TensorFlow's whose state nobody can read or set, so that
 a training that goes on in the middle would draw other numbers than one that was not interrupted.
 While a model trains, these layers draw from generators instead, which are seeded anew with each
-epoch.
+epoch. So are generators that a layer of the user's holds.
 """
 
 from __future__ import annotations
@@ -52,8 +52,14 @@ def seeded_layers(model: Any, seed: int) -> Iterator[Any]:
     tf = tensorflow()
     borrowed: list[tuple[Any, dict[str, Any]]] = []
     drawn: list[tuple[Any, int]] = []
+    kind = tf.random.Generator
     try:
         for place, layer in enumerate(model._flatten_layers()):
+            held = [value for value in vars(layer).values() if isinstance(value, kind)]
+            drawn += [
+                (generator, derive_seed("held", seed, place, number))
+                for number, generator in enumerate(held)
+            ]
             source = getattr(layer, "_random_generator", None)
             if not isinstance(source, RandomGenerator):
                 continue

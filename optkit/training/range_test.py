@@ -123,6 +123,15 @@ class LearningRateSearch:
         )
 
     @property
+    def measured(self) -> dict[str, Any]:
+        """What `of` takes to make it again, as plain values."""
+        return {
+            "rates": list(self.rates),
+            "losses": list(self.losses),
+            "diverged": self.diverged,
+        }
+
+    @property
     def study(self) -> Study:
         """The table, a row a rate, with its chart."""
         marked = int(np.argmin(np.abs(np.log(np.asarray(self.rates) / self.suggestion))))

@@ -65,7 +65,11 @@ def _trainer_class(adjust: _Adjustment | None, accumulate: int, replicas: int) -
         def fit(self, *arguments: Any, steps_per_epoch: int, **keywords: Any) -> Any:
             """Trains, each epoch so many batches."""
             self.begin(steps_per_epoch)
-            return super().fit(*arguments, steps_per_epoch=steps_per_epoch, **keywords)
+            history = super().fit(*arguments, steps_per_epoch=steps_per_epoch, **keywords)
+            if adjust is not None:
+                # An optimizer that averages weights has put averages in their place, at the end.
+                adjust.hold()
+            return history
 
         def begin(self, steps_per_epoch: int) -> None:
             """Forgets what an earlier training has made; `fit` begins with it."""
@@ -227,9 +231,13 @@ class _Adjustment:
         for path, factor in self._factors.items():
             variable, before = self._variables[path], self._before[path]
             variable.assign(before + factor * (variable - before))
+        self.hold()
+        self.settle()
+
+    def hold(self) -> None:
+        """Projects what must be kept."""
         for item in self._held:
             self._variables[item.path].assign(item.project(self._variables[item.path]))
-        self.settle()
 
     def settle(self) -> None:
         """Takes the weights as they are for those before the next update."""
