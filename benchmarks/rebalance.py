@@ -138,7 +138,7 @@ def _small_cnn(shape: tuple[int, ...], widths: Sequence[int]) -> Any:
     for width in widths:
         parts += [
             layers.Conv2D(width, 3, padding="same", use_bias=False),
-            layers.BatchNormalization(),
+            layers.BatchNormalization(momentum=0.9),  # 0.99 lags behind in so few updates
             layers.ReLU(),
             layers.MaxPooling2D(),
         ]
@@ -167,7 +167,7 @@ def scenarios(quick: bool) -> list[Scenario]:
             lambda: _small_cnn((8, 8, 1), (16, 32)),
             updates=60 if quick else 400,
             rate=3e-3,
-            seeds=1 if quick else 4,
+            seeds=1 if quick else 8,
             ways=_IMAGES,
         ),
         Scenario(
@@ -176,7 +176,7 @@ def scenarios(quick: bool) -> list[Scenario]:
             _perceptron,
             updates=60 if quick else 400,
             rate=3e-3,
-            seeds=1 if quick else 5,
+            seeds=1 if quick else 10,
             ways=_TABLE,
         ),
     ]
@@ -185,9 +185,9 @@ def scenarios(quick: bool) -> list[Scenario]:
             "CIFAR-10, a long tail of 400 to 40",
             _cifar,
             lambda: _small_cnn((32, 32, 3), (16, 32, 64)),
-            updates=20 if quick else 400,
+            updates=20 if quick else 1200,
             rate=2e-3,
-            seeds=1 if quick else 5,
+            seeds=1 if quick else 6,
             ways=_FEW,
         )
         found.append(cifar)
@@ -238,7 +238,8 @@ def _figures(
             learning_rate=scenario.rate,
             patience=None,
         )
-        pipeline = ok.Pipeline([*passes, training], seed=seed)
+        # Comes to rest: at a constant rate the last weights are those of an accident.
+        pipeline = ok.Pipeline([*passes, ok.LRSchedule("cosine"), training], seed=seed)
         report = pipeline.run(model, data, measure=measured, progress=False).report
     except ok.OptkitError as error:
         return str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from test_runs import without_times
 
 import optkit as ok
 from optkit.bundle import Bundle, BundleError
-from optkit.distribute import ALONE, crew_of
+from optkit.distribute import ALONE, Crew, crew_of
 
 SCRIPT = Path(__file__).with_name("distributed_run.py")
 
@@ -178,6 +179,18 @@ def test_strategies_under_which_replicas_are_not_equal_are_refused(monkeypatch):
     with pytest.raises(ok.PipelineError, match=r"tf\.distribute.*Received: 'mirrored'"):
         pipeline().run(model(), data(), strategy="mirrored")
     assert not began
+
+
+def test_sums_are_refused_where_replicas_average():
+    import tf_keras
+
+    summed = tf_keras.losses.SparseCategoricalCrossentropy(reduction="sum")
+    pipeline = ok.Pipeline([ok.FineTune(1)], loss=summed)
+    options, crew = pipeline._options(MEASURE), Crew()
+    pipeline._prepare(model(), data(), options)
+    crew.replicas = 2
+    with pytest.raises(ok.PipelineError, match=r"FineTune.*reduction 'sum'.*replicas average"):
+        pipeline._prepare(model(), data(), dataclasses.replace(options, crew=crew))
 
 
 def test_one_device_is_a_crew_of_one():
