@@ -69,7 +69,7 @@ _STRATEGIES = (
 )
 _IMAGES = (_BASELINE, "Augment alone", *_STRATEGIES)
 _TABLE = (_BASELINE, *(name for name in _STRATEGIES if "Augment" not in name))
-_FEW = (_BASELINE, "class_weight", "over", "over, with Augment", "smote")
+_FEW = (_BASELINE, "Augment alone", "class_weight", "over", "over, with Augment", "smote")
 
 
 def _thinned(x: Any, y: Any, rare: set[int], seed: int) -> tuple[Any, Any]:
