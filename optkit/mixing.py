@@ -101,6 +101,8 @@ def blended_targets(
     part = tf.cast(tf.math.divide_no_nan(own, total), targets.dtype)
     for _ in range(len(weights.shape), len(targets.shape)):
         part = part[..., None]
+    if len(weights.shape) > len(targets.shape):  # one number a sample, and weights in a column
+        part = part[..., 0]
     return part * targets + (1 - part) * other, total
 
 

@@ -693,6 +693,9 @@ def test_whole_numbers_as_weights_blend_as_floats_do(shape):
     _, wanted, expected = mixing(x, y, _key(1, 2), tf.constant(whole.ravel().astype("float32")))
     np.testing.assert_allclose(targets, wanted)
     np.testing.assert_allclose(np.reshape(weights, 40), expected)
+    _, numbers, _ = mixing(x, tf.range(40.0), _key(1, 2), tf.constant(whole))
+    _, column, _ = mixing(x, tf.range(40.0)[:, None], _key(1, 2), tf.constant(whole))
+    np.testing.assert_allclose(numbers, column[:, 0])
 
 
 def test_weights_of_positions_blend_position_by_position():
