@@ -227,7 +227,7 @@ def show_accuracy(seeds: int, epochs: int, samples: int) -> dict[str, list[float
     import tf_keras
 
     import optkit as ok
-    from benchmarks.models import cifar_images
+    from benchmarks.models import cifar_images, cnn
 
     (x, y), test = cifar_images()
     cases: dict[str, list[Any]] = {
@@ -239,6 +239,8 @@ def show_accuracy(seeds: int, epochs: int, samples: int) -> dict[str, list[float
         ],
         'Augment("augmix", horizontal_flip=True)': [ok.Augment("augmix", horizontal_flip=True)],
         'Augment(["photo", "erase"])': [ok.Augment(["photo", "erase"])],
+        "MixUp()": [ok.MixUp()],
+        "CutMix()": [ok.CutMix()],
         'MixUp(), Augment("photo")': [ok.MixUp(), ok.Augment("photo")],
         'CutMix(), Augment("photo")': [ok.CutMix(), ok.Augment("photo")],
         'CutMix(mixup_alpha=0.2), Augment("photo")': [
@@ -253,12 +255,15 @@ def show_accuracy(seeds: int, epochs: int, samples: int) -> dict[str, list[float
         for name, passes in cases.items():
             tf_keras.utils.set_random_seed(seed)
             pipeline = ok.Pipeline(
-                [*passes, ok.FineTune(epochs, 1e-3, patience=None)],
+                # The schedule ends at zero: every training comes to rest.
+                [*passes, ok.LRSchedule("cosine"), ok.FineTune(epochs, 3e-3, patience=None)],
                 loss="sparse_categorical_crossentropy",
                 seed=seed,
             )
             measure = ok.Measure(latency_seconds=0, memory=False)
-            result = pipeline.run(small_cnn(32), data, measure=measure)
+            result = pipeline.run(
+                cnn((32, 32, 3), (16, 32, 64), scale=1 / 255), data, measure=measure
+            )
             found[name].append(result.report.final.accuracy)
             print(f"seed {seed}, {name}: {found[name][-1]:.3f}", flush=True)
     plain = found["none"]

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import common
+from benchmarks import common, models
 
 _SHARE = 10  # of so many samples of a rare class one stays
 _BASELINE = "none"
@@ -130,21 +130,6 @@ def _cifar(seed: int) -> tuple[Any, Any, set[int]]:
     return (x[chosen].astype("float32") / 255, y[chosen]), test, rare
 
 
-def _small_cnn(shape: tuple[int, ...], widths: Sequence[int]) -> Any:
-    import tf_keras as keras
-
-    layers = keras.layers
-    parts: list[Any] = [keras.Input(shape, name="image")]
-    for width in widths:
-        parts += [
-            layers.Conv2D(width, 3, padding="same", use_bias=False),
-            layers.BatchNormalization(momentum=0.9),  # 0.99 lags behind in so few updates
-            layers.ReLU(),
-            layers.MaxPooling2D(),
-        ]
-    return keras.Sequential([*parts, layers.Flatten(), layers.Dense(10, activation="softmax")])
-
-
 def _perceptron() -> Any:
     import tf_keras as keras
 
@@ -164,7 +149,7 @@ def scenarios(quick: bool) -> list[Scenario]:
         Scenario(
             "digits, five classes at a tenth",
             _digits,
-            lambda: _small_cnn((8, 8, 1), (16, 32)),
+            lambda: models.cnn((8, 8, 1), (16, 32)),
             updates=60 if quick else 400,
             rate=3e-3,
             seeds=1 if quick else 8,
@@ -184,7 +169,7 @@ def scenarios(quick: bool) -> list[Scenario]:
         cifar = Scenario(
             "CIFAR-10, a long tail of 400 to 40",
             _cifar,
-            lambda: _small_cnn((32, 32, 3), (16, 32, 64)),
+            lambda: models.cnn((32, 32, 3), (16, 32, 64)),
             updates=20 if quick else 1200,
             rate=2e-3,
             seeds=1 if quick else 6,
