@@ -309,6 +309,30 @@ def test_a_file_that_may_not_be_written_is_read(tmp_path):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_vocabularies_are_read_beside_weights_also_where_python_loses_its_place(
+    tmp_path, monkeypatch, everywhere
+):
+    import zipfile
+
+    import tf_keras
+
+    from optkit.artifact import archive
+
+    if everywhere:
+        monkeypatch.setattr(archive, "_loses_its_place", lambda: True)
+    loses = archive._loses_its_place()
+    model = text(tf_keras)
+    path = save(model, "tf_keras", "keras", tmp_path)
+    with zipfile.ZipFile(path) as given:
+        archive.repack(given, tmp_path / "copy.keras", {})
+    with zipfile.ZipFile(tmp_path / "copy.keras") as copy:
+        assert copy.testzip() is None
+        kinds = {entry.compress_type for entry in copy.infolist()}
+    assert kinds == {zipfile.ZIP_DEFLATED if loses else zipfile.ZIP_STORED}
+    same(ok.load_model(path), model, sample(text))
+
+
 # ----------------------------------------------------------------------------------------- weights
 
 

@@ -6,6 +6,8 @@ that the file cannot hold, which would take up the memory before anybody could s
 
 from __future__ import annotations
 
+import functools
+import io
 import json
 import math
 import os
@@ -30,6 +32,7 @@ __all__ = [
 ]
 
 _MEGABYTE = 2**20
+_ASSETS = "assets/"
 # What a file may claim beyond what it holds: enough for any model stored compressed, as zeros of a
 # pruned one are, and little enough for any machine.
 _FREE_BYTES = 256 * _MEGABYTE
@@ -122,7 +125,9 @@ def read_json(content: bytes, name: str, path: Path) -> Any:
 def repack(archive: zipfile.ZipFile, target: Path, replaced: dict[str, bytes]) -> None:
     """Copies an archive, its parts checked on the way, with some of them replaced.
 
-    A copy that nobody else has is what is read then: what was looked at is what Keras gets.
+    A copy that nobody else has is what is read then: what was looked at is what Keras gets. Parts are
+    stored as they are; where Python cannot read two of such at a time, as tf_keras does with the
+    weights of a model that has vocabularies, they are wrapped so that it can.
 
     Args:
         archive: The archive, whose names have been checked.
@@ -132,17 +137,43 @@ def repack(archive: zipfile.ZipFile, target: Path, replaced: dict[str, bytes]) -
     Raises:
         zipfile.BadZipFile: If a part is damaged.
     """
-    with zipfile.ZipFile(target, "w") as copy:
+    assets = any(name.startswith(_ASSETS) for name in archive.namelist())
+    form = zipfile.ZIP_DEFLATED if assets and _loses_its_place() else zipfile.ZIP_STORED
+    # Level 0 wraps without compressing.
+    with zipfile.ZipFile(target, "w", compression=form, compresslevel=0) as copy:
         for entry in archive.infolist():
             if entry.is_dir():
                 continue
             if entry.filename in replaced:
                 copy.writestr(entry.filename, replaced[entry.filename])
                 continue
-            info = zipfile.ZipInfo(entry.filename)
-            info.file_size = entry.file_size  # decides whether it is written as a large one
-            with archive.open(entry) as source, copy.open(info, "w") as place:
+            large = entry.file_size >= zipfile.ZIP64_LIMIT
+            with (
+                archive.open(entry) as source,
+                copy.open(entry.filename, "w", force_zip64=large) as place,
+            ):
                 shutil.copyfileobj(source, place, _MEGABYTE)
+
+
+@functools.cache
+def _loses_its_place() -> bool:
+    """Whether reading one stored part of an archive moves the place where another is read.
+
+    That is so in Python 3.12 before 3.12.9 and in 3.13 before 3.13.2 (CPython issue 127847): a seek
+    goes from where the file is, not from where the part was read last.
+    """
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("one", b"1" * 20_000 + b"2")
+        archive.writestr("other", b"3" * 20_000)
+    with zipfile.ZipFile(buffer) as archive, archive.open("one") as one:
+        one.read(1)
+        archive.read("other")
+        one.seek(20_000)
+        try:
+            return one.read(1) != b"2"
+        except EOFError:
+            return True
 
 
 def check_hdf5(path: Path) -> None:

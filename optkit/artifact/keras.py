@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from optkit.artifact.archive import repack
 from optkit.artifact.base import GraphArtifact, Layer, batches_of, named_inputs
 from optkit.errors import DataError, ModelError, first_line
 from optkit.models import Signature, clone, is_compiled, is_variable, signature
@@ -243,7 +245,8 @@ def from_file(content: bytes, keras3: bool) -> KerasArtifact:
     """The artifact whose file has this content."""
     with tempfile.TemporaryDirectory(prefix="optkit-") as folder:
         path = Path(folder) / f"model{KerasArtifact.suffix}"
-        path.write_bytes(content)
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            repack(archive, path, {})
         library = keras() if keras3 else tf_keras()
         register_carriers()
         try:
