@@ -661,11 +661,18 @@ def _parts_of_layer(layer: Any) -> dict[str, Any]:
     """The functions, initializers and the like that a layer was given."""
     if hasattr(layer, "layers"):  # a model, whose layers are looked at one by one
         return {}
+    keras3: Any = sys.modules.get("keras")
+    # The seed of a generator is in the layer's config; its name counts those of the process.
+    counted = (keras3.random.SeedGenerator,) if keras3 is not None else ()
     return {
         name: value
         for name, value in _settings(layer).items()
         if isinstance(value, types.FunctionType)
-        or (hasattr(value, "get_config") and not hasattr(value, "get_weights"))
+        or (
+            hasattr(value, "get_config")
+            and not hasattr(value, "get_weights")
+            and not isinstance(value, counted)
+        )
     }
 
 

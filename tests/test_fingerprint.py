@@ -456,3 +456,14 @@ def test_what_preprocessing_layers_have_learned_counts(library):
     assert one == fingerprint(make(["a b", "c"], range(9)))
     assert one != fingerprint(make(["a d", "c"], range(9)))
     assert one != fingerprint(make(["a b", "c"], range(0, 90, 10)))
+
+
+def test_random_layers_of_keras_3_are_the_same_whenever_they_are_made():
+    import keras
+
+    def pair(seed):
+        inner = keras.layers.RandomRotation(0.1, seed=seed, name="turn")
+        return fingerprint(inner), fingerprint(ok.Augment([inner]))
+
+    assert pair(1) == pair(1)
+    assert not set(pair(1)) & set(pair(2))
