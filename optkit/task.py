@@ -343,6 +343,7 @@ def _infer(
         np.all(np.isfinite(targets)) and np.all(targets == np.floor(targets))
     )
     same_shape = _fits(targets.shape, shape)
+    soft = _is_soft(targets)
     sparse_shape = _fits(targets.shape, shape[:-1]) or _fits(targets.shape, (*shape[:-1], 1))
 
     def mismatch(reason: str) -> DataError:
@@ -371,9 +372,8 @@ def _infer(
         if not (same_shape or sparse_shape):
             raise mismatch("the output is one value a sample.")
         zero_one = whole and _is_zero_one(targets)
-        soft = bool(np.all((targets >= 0) & (targets <= 1)))
         if family == "binary" or activation == "sigmoid":
-            if not (zero_one or soft):
+            if not soft:
                 raise mismatch("one probability needs targets from 0 to 1.")
             return Task("binary", 2, False, logits, 1)
         if family in ("sparse", "categorical"):
@@ -395,6 +395,9 @@ def _infer(
         return Task("multiclass", outputs, True, logits, outputs)
     if not same_shape:
         raise mismatch(f"expected rows of {outputs} values.")
+    entropy = family in ("categorical", "binary")
+    if not soft and (entropy or (family is None and activation in ("softmax", "sigmoid"))):
+        raise mismatch("rows of probabilities need targets from 0 to 1.")
     if family == "categorical":
         return Task("multiclass", outputs, False, logits, outputs)
     if family == "binary":
@@ -423,6 +426,12 @@ def _fits(actual: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
         wanted is None or wanted == size
         for size, wanted in zip(actual[1:], expected[1:], strict=True)
     )
+
+
+def _is_soft(targets: np.ndarray) -> bool:
+    """Whether they can be probabilities, but for rounding."""
+    slack = 1e-6
+    return bool(np.all((targets >= -slack) & (targets <= 1 + slack)))
 
 
 def _is_zero_one(targets: np.ndarray) -> bool:

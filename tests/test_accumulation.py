@@ -308,3 +308,14 @@ def test_a_loss_that_grows_with_the_batch_is_refused(dense, data):
     model.compile("sgd", tf_keras.losses.SparseCategoricalCrossentropy(reduction="sum"))
     with pytest.raises(ok.PipelineError, match="has the reduction 'sum'"):
         ok.Pipeline([ok.GradientAccumulation(2), ok.FineTune(epochs=1)]).check(model, data)
+
+
+def test_the_note_knows_the_batches_of_a_stream():
+    train = digits(300).train
+    stream = tf.data.Dataset.from_tensor_slices(train).batch(16)
+    data = Data(train=stream, validation=digits(300).validation)
+    pipeline = ok.Pipeline([ok.GradientAccumulation(2), ok.FineTune(1)])
+    report = pipeline.run(
+        small_model(), data, measure=ok.Measure(latency_seconds=0, memory=False)
+    ).report
+    assert "2 batches of 16 samples: as a batch size of 32" in report.rows[0].notes[0]

@@ -128,6 +128,26 @@ def test_the_cut_of_arrays_keeps_the_share_of_classes_and_depends_on_the_seed():
     assert not np.array_equal(cut(0).index, cut(1).index)
 
 
+@pytest.mark.parametrize("samples", [6, 7, 8])
+def test_few_samples_are_cut_by_class_where_each_class_can_be_in_both(samples):
+    x, _ = images(samples)
+    bound = Data(train=(x, np.arange(samples) % 2)).bind(ONE)
+    bound.require_validation(stratify=True)
+    assert "stratified" in bound.notes[0]
+    assert sorted(np.concatenate([y for _, y in bound.validation.iterate()])) == [0, 1]
+
+
+def test_batches_of_a_stream_keep_their_size_when_it_is_cut():
+    import tensorflow as tf
+
+    x, y = images(200)
+    x = x + np.random.default_rng(0).random(x.shape).astype(x.dtype)
+    bound = Data(train=tf.data.Dataset.from_tensor_slices((x, y)).batch(16)).bind(ONE)
+    assert bound.train.batch_size == 16
+    bound.require_validation(stratify=True)
+    assert next(len(b) for _, b in bound.train.iterate()) == 16
+
+
 def test_a_class_with_one_sample_makes_the_cut_plain():
     x, y = images(50)
     y = y.copy()
@@ -436,7 +456,7 @@ def test_class_weights_multiply_the_weights_of_samples(stream, one_hot):
     )
     weights = np.concatenate([part for _, _, part in bound.train.iterate_weighted()])
     assert weights == pytest.approx(w * np.array([3, 1, 1, 1, 0.5])[y])
-    assert "class weights, 0: 3, 4: 0.5" in bound.notes[0]
+    assert "class weights, zero: 3, four: 0.5" in bound.notes[0]
 
 
 def test_class_weights_multiply_weights_in_rows_of_one():
@@ -457,6 +477,13 @@ def test_class_weights_of_what_is_not_there_are_refused():
         class_weighted((x, y), class_weight={"cat": 1.0})
     with pytest.raises(ok.DataError, match="the task is regression"):
         class_weighted((x, np.random.default_rng(0).random((50, 5))), None, class_weight={0: 1.0})
+    with pytest.raises(ok.DataError, match="all classes in `class_weight` are 0"):
+        class_weighted((x, y), class_weight=dict.fromkeys(range(5), 0.0))
+    with pytest.raises(ok.DataError, match="names class 0 twice"):
+        class_weighted((x, y), class_weight={0: 3.0, "a": 7.0}, class_names=list("abcde"))
+    with pytest.raises(TypeError, match=r"a whole number. Received: 0\.5"):
+        class_weighted((x, y), class_weight={0.5: 3.0})
+    assert class_weighted((x, y), class_weight={1.0: 3.0}).class_weight == {"": {1: 3.0}}
 
 
 NAMES = ["ant", "bee", "cat", "dog", "eel"]

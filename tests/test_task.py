@@ -255,3 +255,25 @@ def test_the_last_activation_is_found_behind_passive_layers():
     assert final_activation(keras.Model(x, inner(x))) == "sigmoid"
     assert final_activation(keras.Model(x, keras.layers.Dense(2)(x))) == "linear"
     assert final_activation(keras.Model(x, keras.activations.softmax(x))) == "softmax"
+
+
+@pytest.mark.parametrize(
+    ("outputs", "activation", "loss"),
+    [
+        (3, "softmax", "categorical_crossentropy"),
+        (3, "softmax", None),
+        (3, "sigmoid", "binary_crossentropy"),
+        (3, "sigmoid", None),
+        (1, "sigmoid", None),
+    ],
+)
+def test_targets_that_are_no_probabilities_are_refused(dense, outputs, activation, loss):
+    targets = (LABELS if outputs > 1 else BITS) * 255
+    with pytest.raises(ok.DataError, match="targets from 0 to 1"):
+        infer_task(dense(outputs, activation), targets.astype("uint8"), loss)
+    soft = targets / 255 * 0.9 + 0.05
+    assert infer_task(dense(outputs, activation), soft, loss).is_classification
+
+
+def test_values_out_of_a_bounded_output_are_for_a_loss_of_ones_own(dense):
+    assert infer_task(dense(3, "sigmoid"), LABELS * 255.0, "mse").kind == "regression"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -191,7 +192,7 @@ class ArraySplit(Split):
         how, groups = "random", None
         if stratify and labels.ndim == 1:
             _, counts = np.unique(labels, return_counts=True)
-            held = round(share * len(rows))
+            held = math.ceil(share * len(rows))  # as scikit-learn counts
             if counts.min() >= 2 and len(counts) <= min(held, len(rows) - held):
                 how, groups = "stratified by class", labels
                 if isinstance(self.y, dict):

@@ -39,7 +39,7 @@ def weigh_classes(data: BoundData, task: Task) -> None:
         lambda name, targets: _class_numbers(task.each[name], targets),
         f"class weights {sorted(data.class_weight.items())}",
     )
-    data.notes.append(f"train: samples count by class weights, {_in_words(data.class_weight)}")
+    data.notes.append(f"train: samples count by class weights, {_in_words(data)}")
 
 
 def weigh_by_table(
@@ -99,6 +99,11 @@ def _table(name: str, task: Task, given: dict[int, float]) -> np.ndarray:
     table = np.ones(part.classes, np.float32)
     for number, weight in given.items():
         table[number] = weight
+    if not table.any():
+        raise DataError(
+            f"The weights of all classes in `class_weight`{of} are 0: no sample would count. Give "
+            "at least one above 0."
+        )
     return table
 
 
@@ -132,10 +137,14 @@ def _class_numbers(task: Task, targets: Any) -> Any:
     return tf.cast(targets, tf.int32)
 
 
-def _in_words(weights: dict[str, dict[int, float]]) -> str:
+def _in_words(data: BoundData) -> str:
     parts = []
-    for name, given in weights.items():
-        shown = ", ".join(f"{number}: {weight:g}" for number, weight in list(given.items())[:10])
+    for name, given in data.class_weight.items():
+        known = data.names_of(name)
+        shown = ", ".join(
+            f"{known[number] if number < len(known) else number}: {weight:g}"
+            for number, weight in list(given.items())[:10]
+        )
         more = ", …" if len(given) > 10 else ""
         parts.append(f"{name + ': ' if name else ''}{shown}{more}")
     return "; ".join(parts)

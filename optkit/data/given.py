@@ -306,7 +306,13 @@ def _class_weight_for(given: dict[Any, Any], targets: Targets) -> dict[str, dict
                     )
                 number = known.index(key)
             else:
-                number = _validate.integer("class_weight", int(key), minimum=0)
+                whole = int(key) if isinstance(key, float) and key.is_integer() else key
+                number = _validate.integer("class_weight", whole, minimum=0)
+            if number in found[output]:
+                raise DataError(
+                    f"`class_weight` names class {number} twice, by its number and by its name: "
+                    f"{dict(weights)}."
+                )
             found[output][number] = float(value)
     return found
 

@@ -148,7 +148,8 @@ class StreamSplit(Split):
         for what, part in (("inputs", x), ("targets", y), ("sample weights", weights)):
             for leaf in () if part is None else leaves_of(part):
                 check_finite(self.name, what, leaf)
-        self._first = batch_length(y)
+        # Batches that come as such have a size of their own.
+        self.batch_size = self._first = batch_length(y)
         if weights is None:
             return
         counts = [False] * len(leaves_of(weights))
