@@ -327,6 +327,17 @@ def test_markdown_is_a_table(report):
     assert r"a\|b" in piped.to_markdown()
 
 
+def test_markdown_takes_no_name_for_html_or_a_link(report):
+    study = ok.Study(
+        "of <b>them</b>", ("class", "n"), (("<img src=x>", 1),), notes=("[a](http://b)",)
+    )
+    row = dataclasses.replace(report.rows[0], name="<s>", studies=(study,), notes=("<i>",))
+    shown = dataclasses.replace(report, rows=(row,), notes=("<u>",)).to_markdown()
+    assert "<" not in shown
+    assert "&lt;img src=x>" in shown
+    assert "](" not in shown
+
+
 @pytest.mark.parametrize(
     ("interval", "verdict"),
     [

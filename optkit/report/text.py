@@ -623,7 +623,7 @@ def to_markdown(report: Report) -> str:
     """The table as Markdown, with the goals and the notes below it."""
 
     def line(row: tuple[str, ...]) -> str:
-        escaped = [" ".join(cell.split()).replace("|", "\\|") for cell in row]
+        escaped = [_escaped(" ".join(cell.split())).replace("|", "\\|") for cell in row]
         return "| " + " | ".join(escaped) + " |"
 
     rule = "| " + " | ".join("---" if i == 1 else "--:" for i in range(len(HEADINGS))) + " |"
@@ -631,25 +631,30 @@ def to_markdown(report: Report) -> str:
     for table in output_tables(report):
         marks = ("---" if i == 1 else "--:" for i in range(len(table[0])))
         lines += ["", line(table[0]), f"| {' | '.join(marks)} |", *map(line, table[1:])]
-    lines += ["", headline(report), ""]
+    lines += ["", _escaped(headline(report)), ""]
     if report.goals:
         lines += [line(("goal", "reached", "")), "| --- | --- | --- |"]
         for goal in report.goals:
             wanted, reached, verdict = goal_text(report, goal)
             lines.append(line((wanted, reached, verdict if goal.met else f"**{verdict}**")))
         lines.append("")
-    lines += [f"- {note}" for note in footnotes(report)]
+    lines += [f"- {_escaped(note)}" for note in footnotes(report)]
     for title, study in studies(report):
         rows, more = study.telling(_MARKDOWN)
         cut = f", {more} more rows not shown" if more else ""
         lines += [
             "",
-            f"**{title}**{cut}",
+            f"**{_escaped(title)}**{cut}",
             "",
             line(study.columns),
             line(("---",) * len(study.columns)),
         ]
         lines += [line(tuple(map(cell_text, row))) for row in rows]
         if study.notes:
-            lines += ["", *(f"- {one_line(note)}" for note in study.notes)]
+            lines += ["", *(f"- {_escaped(one_line(note))}" for note in study.notes)]
     return "\n".join(lines)
+
+
+def _escaped(text: str) -> str:
+    """Text in which names that users chose are neither HTML nor links, for renderers that take both."""
+    return text.replace("<", "&lt;").replace("](", "]\\(")
