@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
-from imblearn.over_sampling import ADASYN, SMOTE, SMOTENC, RandomOverSampler
+from imblearn.combine import SMOTEENN, SMOTETomek
+from imblearn.over_sampling import ADASYN, SMOTE, SMOTENC, BorderlineSMOTE, RandomOverSampler
 from imblearn.pipeline import Pipeline as SamplerPipeline
 from imblearn.under_sampling import ClusterCentroids, RandomUnderSampler, TomekLinks
 from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.metrics import balanced_accuracy_score, recall_score
+from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_class_weight
 
@@ -613,6 +615,32 @@ def test_arguments_that_make_no_sense(arguments, message):
         (ok.Rebalance("smote"), table({0: 50, 1: 4, 2: 9}), "class 1 has 3. Use `k_neighbors=2`"),
         (ok.Rebalance("smote"), table({0: 50, 1: 1}), "class 1 has 1. Use more samples, 'over'"),
         (ok.Rebalance("over"), table({1: 50}), "one class alone"),
+        (ok.Rebalance(SMOTE()), table({0: 50, 1: 4, 2: 9}), "class 1 has 3. Use `k_neighbors=2`"),
+        (ok.Rebalance([SMOTE()]), table({0: 50, 1: 4}), "its 5 nearest of the class"),
+        (ok.Rebalance(SMOTETomek()), table({0: 50, 1: 4}), "class 1 has 3"),
+        (ok.Rebalance(SMOTEENN(smote=SMOTE(k_neighbors=3))), table({0: 50, 1: 4}), "its 3 nearest"),
+        (ok.Rebalance(BorderlineSMOTE()), table({0: 50, 1: 4}), "class 1 has 3"),
+        (ok.Rebalance(ADASYN(n_neighbors=3)), table({0: 50, 1: 4}), "which takes 4"),
+        (
+            ok.Rebalance(SMOTE(k_neighbors=NearestNeighbors(n_neighbors=4))),
+            table({0: 50, 1: 4}),
+            "its 3 nearest",
+        ),
+        (
+            ok.Rebalance([RandomUnderSampler(sampling_strategy={0: 4}), SMOTE()]),
+            table({0: 50, 1: 20}),
+            "class 0 has 4",
+        ),
+        (
+            ok.Rebalance(RandomOverSampler(sampling_strategy=0.1)),
+            table({0: 50, 1: 20}),
+            "cannot reach what it is told to.*Change `sampling_strategy`",
+        ),
+        (
+            ok.Rebalance(SMOTENC(categorical_features=["city"])),
+            table(),
+            r"names of columns.*places of the columns",
+        ),
         (ok.Rebalance("smote"), stream(*table()), "is a stream, which optkit never loads whole"),
         (ok.Rebalance(SMOTE()), stream(*table()), "'over' or 'under', which draw on the way"),
     ],
@@ -620,6 +648,21 @@ def test_arguments_that_make_no_sense(arguments, message):
 def test_data_that_a_strategy_cannot_treat(item, train, message):
     with pytest.raises(PipelineError, match=message):
         ok.Pipeline([item, ok.FineTune(patience=None)]).check(dense(), ok.Data(train=train))
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        ok.Rebalance([RandomOverSampler(), SMOTE()]),  # copies of a sample are neighbours
+        ok.Rebalance(SMOTE(sampling_strategy={0: 60}, k_neighbors=5)),  # not of the rare class
+        ok.Rebalance(SMOTE(k_neighbors=2)),
+    ],
+)
+def test_few_samples_that_are_enough(item):
+    data = ok.Data(train=table({0: 50, 1: 4, 2: 9}))
+    pipeline = ok.Pipeline([item, ok.FineTune(1, patience=None)])
+    pipeline.check(dense(), data)
+    assert pipeline.run(dense(), data, measure=QUICK).report.rows[-1].status == "ok"
 
 
 def test_tasks_without_one_class_a_sample_are_refused():

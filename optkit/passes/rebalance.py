@@ -11,7 +11,7 @@ from optkit import _validate
 from optkit.base import RecipePass
 from optkit.context import Context, Setting, State
 from optkit.data import ArraySplit, Split, StreamSplit
-from optkit.errors import ArgumentTypeError, DataError, PipelineError
+from optkit.errors import ArgumentTypeError, DataError, PipelineError, first_line
 from optkit.recipe import Recipe
 from optkit.sampling import (
     STRATEGIES,
@@ -29,6 +29,7 @@ from optkit.sampling import (
     makes_rows,
     over_targets,
     require_classes,
+    too_few,
     under_targets,
     weigh,
     whole_number_inputs,
@@ -264,8 +265,14 @@ class Rebalance(RecipePass):
     def _check_rows(self, setting: Setting, split: Split, output: str) -> None:
         counts = count_classes(split, output)
         samplers = self._samplers()
-        if all(map(draws_at_random, samplers)):
-            return
+        if not all(map(draws_at_random, samplers)):
+            self._check_features(setting, split, samplers, output)
+        self._check_counts(samplers, counts)
+
+    def _check_features(
+        self, setting: Setting, split: Split, samplers: list[Any], output: str
+    ) -> None:
+        """Refuses samplers that look at features, where these are none to look at."""
         making = [item for item in samplers if makes_rows(item)]
         features = self._features()
         names = whole_number_inputs(setting.model, split.inputs)
@@ -279,7 +286,7 @@ class Rebalance(RecipePass):
                 "other outputs have no targets for them. Use 'class_weight', 'over' or 'under'."
             )
         features.check(split)
-        self._check_neighbors(counts)
+        self._check_columns(samplers)
 
     def _no_numbers(self, names: list[str], texts: list[str], making: bool, inputs: int) -> str:
         listed = ", ".join(map(repr, names))
@@ -300,23 +307,38 @@ class Rebalance(RecipePass):
             )
         return text + "."
 
-    def _check_neighbors(self, counts: Mapping[int, int]) -> None:
-        """Refuses classes that have too few samples to have neighbours."""
-        if not isinstance(self.strategy, str) or self.strategy in ("under", "kmeans_smote"):
-            return  # k-means looks at clusters, of which nothing is known yet
-        defaults = STRATEGIES[self.strategy]
-        k = self.k_neighbors or defaults.neighbors or 0
-        raised = over_targets(counts, self.over_ratio or defaults.over or 1.0)
-        few = {c: n for c, n in counts.items() if raised[c] > n and n <= k}
-        if few:
-            said = ", ".join(f"class {c} has {n}" for c, n in few.items())
-            least = min(few.values())
-            remedy = f"`k_neighbors={least - 1}`" if least > 1 else "more samples"
+    def _check_counts(self, samplers: list[Any], counts: Mapping[int, int]) -> None:
+        """Refuses classes with too few samples, and shares that cannot be reached."""
+        try:
+            lack = too_few(samplers, counts)
+        except ValueError as error:
             raise PipelineError(
-                f"Rebalance({self._named()}) makes samples between a sample and its {k} nearest of "
-                f"the class, which takes {k + 1}, and {said}. Use {remedy}, 'over' or "
-                "'class_weight'."
-            )
+                f"Rebalance({self._named()}) cannot reach what it is told to from "
+                f"{dict(counts)} samples a class: {first_line(error).rstrip('.')}. Change "
+                "`sampling_strategy`."
+            ) from error
+        if lack is None:
+            return
+        said = ", ".join(f"class {number} has {count}" for number, count in lack.classes.items())
+        least = min(lack.classes.values())
+        remedy = f"`k_neighbors={least - 1}`" if least > 1 else "more samples"
+        raise PipelineError(
+            f"Rebalance({self._named()}) makes samples between a sample and its {lack.neighbors} "
+            f"nearest of the class, which takes {lack.neighbors + 1}, and {said}. Use {remedy}, "
+            "'over' or 'class_weight'."
+        )
+
+    def _check_columns(self, samplers: list[Any]) -> None:
+        """Refuses names of columns: samplers get rows of an array."""
+        for sampler in samplers:
+            named = getattr(sampler, "categorical_features", None)
+            listed = [named] if isinstance(named, str) else list(() if named is None else named)
+            if any(isinstance(item, str) for item in listed):
+                raise PipelineError(
+                    f"{type(sampler).__name__}(categorical_features={named!r}) goes by names of "
+                    "columns, and samplers are given rows of an array. Give the places of the "
+                    "columns, from 0: `categorical_features=[0, 3]`."
+                )
 
     # --------------------------------------------------------------------------------------- work
 

@@ -16,18 +16,21 @@ from optkit.sampling.draw import Drawn, draw_rows, draw_stream, weigh
 from optkit.sampling.features import Features, images_among, whole_number_inputs
 from optkit.sampling.samplers import (
     STRATEGIES,
+    Lack,
     Strategy,
     as_samplers,
     draws_at_random,
     knows_categories,
     makes_rows,
     seeded,
+    too_few,
 )
 
 __all__ = [
     "STRATEGIES",
     "Drawn",
     "Features",
+    "Lack",
     "Strategy",
     "as_samplers",
     "balanced_weights",
@@ -42,6 +45,7 @@ __all__ = [
     "over_targets",
     "require_classes",
     "seeded",
+    "too_few",
     "under_targets",
     "weigh",
     "whole_number_inputs",

@@ -130,11 +130,13 @@ def _counts(labels: np.ndarray) -> dict[int, int]:
 
 def _failure(sampler: Any, error: Exception) -> str:
     said = first_line(error).rstrip(".")
-    return (
-        f"{type(sampler).__name__} cannot resample `train`: {said}. Lower "
-        "`k_neighbors` where a class has few samples, or use a strategy that needs less of the "
-        "data: 'smote', 'over' or 'class_weight'."
-    )
+    advice = "Change the sampler, or use one that needs less of the data: 'over' or 'class_weight'."
+    if "neighbor" in said:
+        advice = (
+            "Lower `k_neighbors`, or use a strategy that needs less of the data: 'smote', 'over' or "
+            "'class_weight'."
+        )
+    return f"{type(sampler).__name__} cannot resample `train`: {said}. {advice}"
 
 
 def _require_same_classes(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,14 @@ from optkit.sampling.classes import over_targets, under_targets
 
 __all__ = [
     "STRATEGIES",
+    "Lack",
     "Strategy",
     "as_samplers",
     "draws_at_random",
     "knows_categories",
     "makes_rows",
     "seeded",
+    "too_few",
 ]
 
 
@@ -40,6 +42,21 @@ class Strategy:
     under: float | None = None
     neighbors: int | None = None
     cleans: bool = False
+
+
+@dataclass(frozen=True)
+class Lack:
+    """Classes that a sampler cannot make rows of.
+
+    Attributes:
+        sampler: The sampler.
+        neighbors: How many neighbours a sample needs.
+        classes: Samples of the classes that have fewer.
+    """
+
+    sampler: Any
+    neighbors: int
+    classes: Mapping[int, int]
 
 
 STRATEGIES = {
@@ -166,6 +183,55 @@ def seeded(sampler: Any, seed: int) -> Any:
         if value is None and name.rpartition("__")[2] == "random_state"
     ]
     return found.set_params(**{name: derive_seed(seed, name) for name in open_ones})
+
+
+def too_few(samplers: Sequence[Any], counts: Mapping[int, int]) -> Lack | None:
+    """The first sampler of a chain that makes rows of a class with too few neighbours, if any.
+
+    It follows the counts as far as they depend on nothing but the classes: up to a sampler that
+    cleans, or one that is not imbalanced-learn's.
+
+    Args:
+        samplers: In their order.
+        counts: Samples a class.
+
+    Raises:
+        ValueError: If what a sampler is to reach cannot be reached.
+    """
+    from imblearn.base import SamplerMixin
+    from imblearn.utils import check_sampling_strategy
+
+    now = dict(counts)
+    for sampler in samplers:
+        kind = sampler._sampling_type if isinstance(sampler, SamplerMixin) else None
+        if kind not in ("over-sampling", "under-sampling"):
+            return None
+        labels = np.repeat(list(now), list(now.values()))
+        wanted = check_sampling_strategy(sampler.sampling_strategy, labels, kind)
+        if kind == "under-sampling":
+            now |= {number: min(count, now[number]) for number, count in wanted.items()}
+            continue
+        neighbors = _neighbors_of(sampler)
+        few = {c: now[c] for c, made in wanted.items() if made > 0 and now[c] <= neighbors}
+        if few:
+            return Lack(sampler, neighbors, few)
+        now |= {number: now[number] + made for number, made in wanted.items()}
+    return None
+
+
+def _neighbors_of(sampler: Any) -> int:
+    """How many neighbours of its own class a sample needs; 0 where that cannot be known."""
+    from imblearn.over_sampling import KMeansSMOTE
+
+    if isinstance(sampler, KMeansSMOTE):  # it looks at clusters, of which nothing is known yet
+        return 0
+    given = sampler.get_params(deep=False)
+    if "smote" in given:  # those that clean behind it
+        return 5 if given["smote"] is None else _neighbors_of(given["smote"])
+    found = given.get("k_neighbors", given.get("n_neighbors", 0))
+    if isinstance(found, int | np.integer):
+        return int(found)
+    return int(getattr(found, "n_neighbors", 1)) - 1  # an estimator counts the sample itself
 
 
 def draws_at_random(sampler: Any) -> bool:
