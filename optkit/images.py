@@ -11,7 +11,7 @@ from optkit.data import Split, first_leaf
 from optkit.errors import DataError, PipelineError
 from optkit.runtime import tensorflow
 
-__all__ = ["ValueRange", "rectangles", "require_images", "value_range"]
+__all__ = ["ValueRange", "are_places", "in_dtype", "rectangles", "require_images", "value_range"]
 
 ValueRange = tuple[float, float]
 
@@ -72,6 +72,38 @@ def value_range(split: Split, declared: Sequence[float] | None = None) -> ValueR
             f"The images of `{split.name}` are constant ({low:g}); declare their value range."
         )
     return low, high
+
+
+def are_places(shape: Sequence[int], size: Sequence[int]) -> bool:
+    """Whether targets say something of the places of an image, so that they would have to move too.
+
+    Args:
+        shape: Of the targets of one sample.
+        size: Height and width of the images.
+
+    >>> are_places((32, 32), (64, 64)), are_places((16, 16, 3), (64, 64)), are_places((10,), (8, 8))
+    (True, True, False)
+    """
+    if len(shape) > 2:
+        return True
+    if len(shape) < 2:
+        return False
+    height, width = size
+    smaller = shape[0] > 1 and height * shape[1] == width * shape[0] and height % shape[0] == 0
+    return smaller or shape[0] == height * width
+
+
+def in_dtype(pixels: Any, dtype: Any) -> Any:
+    """Float pixels as a dtype: the nearest whole number, and of flags the nearer one.
+
+    Args:
+        pixels: Float tensor.
+        dtype: TensorFlow's.
+    """
+    tf = tensorflow()
+    if dtype.is_integer or dtype.is_bool:
+        pixels = tf.round(pixels)
+    return tf.cast(pixels, dtype)
 
 
 def rectangles(size: tuple[Any, Any], corner: tuple[Any, Any], extent: tuple[Any, Any]) -> Any:

@@ -235,6 +235,8 @@ class CutMixing:
             part = tf.where(blended, share, 1.0)
 
         def mixed(images: Any) -> Any:
+            if images.dtype.is_bool and part is not None:
+                images = tf.cast(images, tf.float32)  # as blends are
             own = images if part is None else _blended_inputs(images, partners, part)
             return _pasted(own, partners, pasted, of=images)
 

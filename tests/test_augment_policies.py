@@ -13,11 +13,13 @@ from scipy import ndimage
 import optkit as ok
 from optkit.data import Data
 from optkit.fingerprint import fingerprint
+from optkit.images import are_places
 from optkit.imaging import Albumented, operations
 from optkit.imaging.operations import AMOUNTS_OF_AUGMIX, AMOUNTS_OF_AUTOAUGMENT
 from optkit.imaging.policies import _shares
 from optkit.imaging.published import POLICIES
 from optkit.mixing import CutMixing, MixUpMixing, beta, blended_targets
+from optkit.models import signature
 from optkit.testing import digits, small_model
 
 HEIGHT, WIDTH = 24, 20
@@ -871,3 +873,115 @@ def test_what_cannot_be_mixed_is_refused(dense):
             ok.Pipeline([item, ok.FineTune()]).check(model, data)
     with pytest.raises(ok.PipelineError, match="mix"):
         ok.Pipeline([ok.MixUp(), ok.CutMix(), ok.FineTune()])
+
+
+# ------------------------------------------------------------------------------- labels of places
+
+
+def _of_places(outputs, activation):
+    import tf_keras
+
+    return tf_keras.Sequential(
+        [
+            tf_keras.Input((8, 8, 1)),
+            tf_keras.layers.Conv2D(4, 3, padding="same", activation="relu"),
+            tf_keras.layers.Conv2D(outputs, 1, activation=activation),
+        ]
+    )
+
+
+@pytest.mark.parametrize("kind", ["mask", "mask of one channel", "picture"])
+def test_images_are_not_moved_away_from_targets_of_their_places(A, kind):
+    import keras
+    import tf_keras
+
+    x = digits(60).train[0]
+    mask = (x > 0.5).astype("int32")
+    targets = {"mask": mask[..., 0], "mask of one channel": mask, "picture": x}[kind]
+    model = _of_places(1, "linear") if kind == "picture" else _of_places(2, "softmax")
+    data = Data(train=(x, targets))
+    moving = [
+        ok.Augment(),
+        ok.Augment(horizontal_flip=True, policy="erase"),
+        ok.Augment("rand"),
+        ok.Augment(A.Compose([A.RandomBrightnessContrast(), A.HorizontalFlip()])),
+        ok.Augment([tf_keras.layers.RandomFlip()]),
+        ok.Augment(["erase", keras.Sequential([keras.layers.RandomRotation(0.1)])]),
+    ]
+    for item in moving:
+        with pytest.raises(ok.PipelineError, match=r"would stay where they are.*RandomErasing"):
+            ok.Pipeline([item, ok.FineTune()]).check(model, data)
+    staying = [
+        ok.Augment("safe", rotation=0, zoom=0, translation=0),
+        ok.Augment(["erase"]),
+        ok.Augment(A.RandomBrightnessContrast()),
+        ok.Augment([tf_keras.layers.RandomContrast(0.1), lambda images: images]),
+    ]
+    for item in staying:
+        ok.Pipeline([item, ok.FineTune()]).check(model, data)
+
+
+def test_targets_of_no_places_are_none_of_its_business():
+    assert not are_places((10,), (32, 32))
+    assert not are_places((20, 11), (32, 128))  # characters of a line of text
+    assert are_places((16, 64), (32, 128))
+    assert are_places((32 * 128, 2), (32, 128))
+    ok.Pipeline([ok.Augment(), ok.FineTune()]).check(small_model(), digits(60))
+
+
+# ----------------------------------------------------------------------------------------- flags
+
+
+@pytest.mark.parametrize("policy", ["safe", "erase", "layer", "albumentations"])
+def test_images_of_flags_stay_what_they_show(A, policy):
+    import keras
+    import tensorflow as tf
+
+    given = {
+        "layer": [keras.layers.RandomTranslation(0.1, 0.1, fill_mode="nearest", seed=1)],
+        "albumentations": A.Affine(rotate=(-40, 40), p=1.0),
+    }.get(policy, policy)
+    ink = digits(200).train[0] > 0.5
+    split = Data(train=(ink, np.zeros(len(ink), "int64"))).bind(signature(small_model())).train
+    change = ok.Augment(given)._steps().prepare(split, 0)
+    out = change(tf.constant(ink), tf.constant([1, 2], tf.int64))
+    assert out.dtype == tf.bool
+    changed = out.numpy()
+    assert (changed != ink).mean() > 0.02
+    # About as much ink as there was: nothing but the nearest pixel is taken for a value between.
+    assert changed.mean() == pytest.approx(ink.mean(), abs=0.06)
+
+
+def test_flags_are_cut_and_blended_as_numbers_are():
+    import tensorflow as tf
+
+    ink = np.random.default_rng(0).random((16, 8, 8, 1)) > 0.5
+    y = np.eye(4, dtype="float32")[np.arange(16) % 4]
+    mix, key = CutMixing(1.0, mixup_alpha=1.0), tf.constant([3, 4], tf.int64)
+    of_flags, labels = mix(tf.constant(ink), tf.constant(y), key)
+    of_floats, same = mix(tf.constant(ink, tf.float32), tf.constant(y), key)
+    np.testing.assert_array_equal(of_flags, of_floats)
+    np.testing.assert_array_equal(labels, same)
+    assert 0 < np.mean((of_flags.numpy() > 0) & (of_flags.numpy() < 1)) < 1
+
+
+# ---------------------------------------------------------------------------------- Keras' layers
+
+
+@pytest.mark.parametrize("name", ["MixUp", "CutMix"])
+def test_layers_that_blend_images_alone_are_refused(name):
+    import keras
+
+    layer = getattr(keras.layers, name)()
+    for item in (layer, keras.layers.Pipeline([keras.layers.RandomFlip(), layer])):
+        with pytest.raises(ok.PipelineError, match=rf"Use the pass `ok.{name}\(\)`"):
+            ok.Augment([item])
+
+
+def test_layers_in_a_model_that_is_not_built_are_taken(untimed):
+    import tf_keras
+
+    layers = [tf_keras.layers.RandomTranslation(0.1, 0.1), tf_keras.layers.RandomContrast(0.1)]
+    pipeline = ok.Pipeline([ok.Augment([tf_keras.Sequential(layers)]), ok.FineTune(1)])
+    report = pipeline.run(small_model(), digits(60), measure=untimed).report
+    assert report.rows[-1].status == "ok"

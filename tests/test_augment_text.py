@@ -927,3 +927,42 @@ def test_several_passes_add_up_and_the_recipe_is_left_as_it_was():
 def test_a_split_without_training_data_is_none_of_its_business():
     setting = SimpleNamespace(data=SimpleNamespace(train=None))
     assert ok.AugmentText().check(setting) is None
+
+
+@pytest.mark.parametrize("texts", [False, True])
+def test_words_are_not_moved_away_from_labels_of_their_positions(texts):
+    import tf_keras
+
+    layers = tf_keras.layers
+    tags = np.random.default_rng(0).integers(0, 2, (40, 6)).astype("int32")
+    embed = [layers.Embedding(20, 4), layers.Dense(2, activation="softmax")]
+    if texts:
+        words = layers.TextVectorization(output_sequence_length=6, vocabulary=WORDS[:10])
+        model = tf_keras.Sequential([tf_keras.Input((1,), dtype="string"), words, *embed])
+        x = np.array([" ".join(WORDS[:6])] * 40)[:, None]
+    else:
+        model = tf_keras.Sequential([tf_keras.Input((6,), dtype="int32"), *embed])
+        x = np.random.default_rng(1).integers(2, 20, (40, 6)).astype("int32")
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    data = ok.Data(train=(x, tags))
+    moving = ok.AugmentText(synonyms=None) if texts else ok.AugmentText()
+    remedy = "Leave it out.$" if texts else "or mask alone"
+    with pytest.raises(ok.PipelineError, match=f"would stay where they are. .*{remedy}"):
+        ok.Pipeline([moving, ok.FineTune(1)]).check(model, data)
+    if not texts:
+        masking = ok.AugmentText(mask_token=1, swap=0, delete=0)
+        ok.Pipeline([masking, ok.FineTune(1)]).check(model, data)
+
+
+def test_the_hint_names_an_input_that_can_hold_words():
+    import tf_keras
+
+    age, city = tf_keras.Input((1,), name="age"), tf_keras.Input((3,), name="city", dtype="int32")
+    known = tf_keras.layers.Flatten()(tf_keras.layers.Embedding(9, 2)(city))
+    both = tf_keras.layers.Concatenate()([age, known])
+    model = tf_keras.Model([age, city], tf_keras.layers.Dense(2, activation="softmax")(both))
+    x = {"age": np.zeros((8, 1), "f4"), "city": np.ones((8, 3), "int32")}
+    with pytest.raises(ok.PipelineError, match=r"`inputs=\['city'\]`"):
+        ok.Pipeline([ok.AugmentText(), ok.FineTune(1)]).check(
+            model, ok.Data(train=(x, np.arange(8) % 2))
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from optkit.imaging.albumented import Albumented, is_albumentations
+from optkit.imaging.albumented import Albumented, is_albumentations, moves_pixels
 from optkit.imaging.described import from_description, to_description
 from optkit.imaging.keyed import KeyedLayer, is_random_layer
 from optkit.imaging.policies import (
@@ -25,6 +25,7 @@ __all__ = [
     "from_description",
     "is_albumentations",
     "is_random_layer",
+    "moves_pixels",
     "to_description",
 ]
 

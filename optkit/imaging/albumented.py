@@ -17,7 +17,13 @@ from optkit.errors import PipelineError
 from optkit.images import ValueRange
 from optkit.runtime import tensorflow
 
-__all__ = ["Albumented", "is_albumentations", "plain_transform", "transform_from_plain"]
+__all__ = [
+    "Albumented",
+    "is_albumentations",
+    "moves_pixels",
+    "plain_transform",
+    "transform_from_plain",
+]
 
 
 #: How far beyond its range a transform may go, as a share of it; it is cut off there.
@@ -42,6 +48,19 @@ def _albumentations() -> Any:
             "'optkit[albumentations]'`."
         ) from error
     return albumentations
+
+
+def moves_pixels(transform: Any) -> bool:
+    """Whether a transform may move pixels: all that the library does not call image-only.
+
+    >>> import albumentations as A
+    >>> moves_pixels(A.Compose([A.RandomBrightnessContrast()])), moves_pixels(A.HorizontalFlip())
+    (False, True)
+    """
+    inner = getattr(transform, "transforms", None)
+    if inner is not None:
+        return any(map(moves_pixels, inner))
+    return not isinstance(transform, _albumentations().ImageOnlyTransform)
 
 
 class Albumented:
@@ -90,7 +109,8 @@ class Albumented:
         if as_bytes:
             return out.astype(images.dtype)
         out = np.clip(out, 0.0, 1.0) * np.float32(high - low) + np.float32(low)
-        return (np.rint(out) if whole else out).astype(images.dtype)
+        flags = images.dtype.kind == "b"
+        return (np.rint(out) if whole or flags else out).astype(images.dtype)
 
     @staticmethod
     def _checked(image: Any, given: np.ndarray) -> Any:

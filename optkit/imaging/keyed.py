@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+from optkit.images import in_dtype
 from optkit.runtime import keras, tensorflow
 from optkit.translate import is_keras3
 
@@ -68,13 +69,10 @@ class KeyedLayer:
 
     def __call__(self, images: Any, seed: Any) -> Any:
         """Changes a batch; equal seeds give equal images. The dtype is kept."""
-        tf = tensorflow()
         with self._lock:
             self._key, self._drawn = seed, 0
             try:
                 out = self._layer(images, training=True)
             finally:
                 self._key = None
-        if images.dtype.is_integer:
-            out = tf.round(out)
-        return tf.cast(out, images.dtype)
+        return in_dtype(out, images.dtype)

@@ -15,7 +15,7 @@ import numpy as np
 
 from optkit import _validate
 from optkit.errors import ArgumentTypeError, PipelineError
-from optkit.images import ValueRange, rectangles
+from optkit.images import ValueRange, in_dtype, rectangles
 from optkit.imaging import operations
 from optkit.imaging.operations import AMOUNTS_OF_AUGMIX, AMOUNTS_OF_AUTOAUGMENT
 from optkit.imaging.published import POLICIES
@@ -36,9 +36,11 @@ class ImagePolicy(abc.ABC):
 
     Attributes:
         channels: Numbers of channels that it knows how to treat; empty for any.
+        moves: Whether pixels may go to other places, so that targets of places no longer fit.
     """
 
     channels: ClassVar[tuple[int, ...]] = ()
+    moves: ClassVar[bool] = True
 
     def apply(self, images: Any, seed: Any, values: ValueRange, fill_mode: str = "nearest") -> Any:
         """Changes each image of a batch at random.
@@ -59,9 +61,7 @@ class ImagePolicy(abc.ABC):
         # A level above white would be none: what came before may have overshot a little.
         pixels = self._changed(tf.clip_by_value(pixels, 0.0, 255.0), seed, fill_mode)
         pixels = tf.clip_by_value(pixels * ((high - low) / 255.0) + low, low, high)
-        if images.dtype.is_integer:
-            pixels = tf.round(pixels)
-        return tf.ensure_shape(tf.cast(pixels, images.dtype), images.shape)
+        return tf.ensure_shape(in_dtype(pixels, images.dtype), images.shape)
 
     @abc.abstractmethod
     def _changed(self, pixels: Any, seed: Any, fill_mode: str) -> Any:
@@ -289,6 +289,8 @@ class RandomErasing(ImagePolicy):
     References:
         Zhong et al., "Random Erasing Data Augmentation", 2020.
     """
+
+    moves: ClassVar[bool] = False
 
     probability: float = 0.5
     area: tuple[float, float] = (0.02, 0.33)

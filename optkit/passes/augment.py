@@ -16,7 +16,7 @@ from optkit.base import RecipePass
 from optkit.context import Setting
 from optkit.data import Split, first_leaf, map_leaves
 from optkit.errors import ArgumentTypeError, PipelineError
-from optkit.images import ValueRange, require_images, value_range
+from optkit.images import ValueRange, are_places, in_dtype, require_images, value_range
 from optkit.imaging import (
     POLICIES_BY_NAME,
     Albumented,
@@ -25,6 +25,7 @@ from optkit.imaging import (
     from_description,
     is_albumentations,
     is_random_layer,
+    moves_pixels,
     to_description,
 )
 from optkit.recipe import Recipe
@@ -46,6 +47,12 @@ class Strengths:
     crop: float = 0.0
     contrast: float = 0.0
     brightness: float = 0.0
+
+    @property
+    def moves(self) -> bool:
+        """Whether pixels go to other places."""
+        turned = self.horizontal_flip or self.vertical_flip or bool(self.rotation)
+        return turned or bool(self.zoom or self.translation or self.crop)
 
 
 #: The presets by name. Only ``"safe"`` keeps the label of whatever is in the image: a mirrored
@@ -72,8 +79,19 @@ PRESETS = {
 }
 
 
+#: Layers of Keras that move pixels.
+_MOVING = frozenset(
+    f"Random{what}"
+    for what in (
+        *("Crop", "ElasticTransform", "Flip", "Height", "Perspective", "Rotation", "Shear"),
+        *("Translation", "Width", "Zoom"),
+    )
+) | {"AugMix", "RandAugment"}
+#: Layers of Keras that blend images with each other, and their labels if they get them.
+_MIXING = frozenset({"CutMix", "MixUp"})
 _TRIED = 8  # images that a policy is tried on before anything trains
 _DRAWS = 11  # random numbers that one image takes at most
+_KERAS = ("keras.", "tf_keras.")
 _OWN = 2**20  # from here on numbers make keys for steps; what a step folds in by itself is smaller
 
 
@@ -105,7 +123,7 @@ def augment_images(
         return low + (high - low) * next(rows)
 
     s = strengths
-    if s.horizontal_flip or s.vertical_flip or s.rotation or s.zoom or s.translation or s.crop:
+    if s.moves:
         height = tf.cast(tf.shape(pixels)[1], tf.float32)
         width = tf.cast(tf.shape(pixels)[2], tf.float32)
         angle = uniform(-1, 1) * (s.rotation * math.pi / 180)
@@ -139,9 +157,7 @@ def augment_images(
         pixels += _a_value_an_image(uniform(-1, 1)) * (s.brightness * (high - low))
     if s.contrast or s.brightness:
         pixels = tf.clip_by_value(pixels, low, high)
-    if images.dtype.is_integer:
-        pixels = tf.round(pixels)
-    return tf.ensure_shape(tf.cast(pixels, images.dtype), images.shape)
+    return tf.ensure_shape(in_dtype(pixels, images.dtype), images.shape)
 
 
 def _a_value_an_image(values: Any) -> Any:
@@ -211,7 +227,7 @@ class _Steps:
             if "seed" in config:
                 config["seed"] = derive_seed(seed, config["seed"])
             copy = type(item).from_config(config)
-            if item.weights:
+            if item.built and item.weights:
                 copy.build(item.weights[0].shape)
                 copy.set_weights(item.get_weights())
             return _unseeded(functools.partial(copy, training=True))
@@ -345,6 +361,12 @@ class Augment(RecipePass):
                 _refuse_class(f"policy[{i}]", item)
             elif isinstance(item, str) or not (_knows_range(item) or callable(item)):
                 _known(f"policy[{i}]", item)
+            elif mixing := _kinds_of(item) & _MIXING:
+                (name,) = sorted(mixing)[:1]
+                raise PipelineError(
+                    f"`policy[{i}]` has Keras' {name}, which blends images with each other, and here "
+                    f"their labels would stay as they are. Use the pass `ok.{name}()`."
+                )
         unused = self.value_range is not None and not any(map(_knows_range, self._items()))
         if given or unused:
             raise PipelineError(
@@ -374,6 +396,7 @@ class Augment(RecipePass):
             return
         require_images("Augment", split, "Leave it out.")
         items, steps = self._items(), self._steps()
+        _refuse_places(items, setting)
         images = first_leaf(split.head(_TRIED)[0])
         for item in items:
             known = item.channels if isinstance(item, ImagePolicy) else ()
@@ -425,6 +448,43 @@ def _looked_up(item: Any) -> Any:
     if not isinstance(item, str):
         return item
     return PRESETS.get(item) or POLICIES_BY_NAME[item]
+
+
+def _kinds_of(item: Any) -> frozenset[str]:
+    """The names of the classes of a layer of Keras and of what is in it; none for anything else."""
+    of_keras = any(kind.__module__.startswith(_KERAS) for kind in type(item).__mro__)
+    if not of_keras or not hasattr(item, "_flatten_layers"):
+        return frozenset()
+    return frozenset(type(layer).__name__ for layer in item._flatten_layers())
+
+
+def _moves(item: Any) -> bool:
+    """Whether it moves pixels, as far as can be known: of a function of the user's it cannot."""
+    if isinstance(item, Strengths | ImagePolicy):
+        return item.moves
+    if is_albumentations(item):
+        return moves_pixels(item)
+    return bool(_kinds_of(item) & _MOVING)
+
+
+def _refuse_places(items: tuple[Any, ...], setting: Setting) -> None:
+    """Refuses to move images whose targets say something of their places, which would stay."""
+    split = setting.data.train
+    if split is None or not any(map(_moves, items)):
+        return
+    size = first_leaf(split.head(1)[0]).shape[1:3]
+    targets = split.targets(1)
+    for name in setting.loss.each:
+        shape = (targets[name] if name else targets).shape
+        if are_places(shape[1:], size):
+            raise PipelineError(
+                "Augment moves images, and the targets "
+                f"{f'of {name!r} ' if name else ''}say something of their places (shape "
+                f"{('batch', *shape[1:])}, images of {size[0]} by {size[1]}): they would stay where "
+                "they are. Use what leaves pixels where they are, such as `ok.RandomErasing()` or "
+                "`ok.Augment('safe', rotation=0, zoom=0, translation=0)`, or move images and targets "
+                "together in your data."
+            )
 
 
 def _refuse_class(name: str, value: type) -> None:

@@ -14,7 +14,7 @@ from optkit.base import RecipePass
 from optkit.context import Context, Setting, State
 from optkit.data import Split
 from optkit.errors import ArgumentTypeError, PipelineError
-from optkit.models import TensorInfo
+from optkit.models import TensorInfo, signature
 from optkit.recipe import Recipe
 from optkit.runtime import tensorflow
 from optkit.text import (
@@ -294,6 +294,7 @@ class AugmentText(RecipePass):
         head = split.head(_LOOKED_AT)[0]
         batches = {info.name: _part(head, info) for info in chosen}
         texts = [batch.dtype.kind in "OSU" for batch in batches.values()]
+        self._refuse_positions(setting, texts=any(texts))
         if all(texts):
             self._check_texts(batches)
         elif any(texts):
@@ -304,6 +305,27 @@ class AugmentText(RecipePass):
         else:
             for info in chosen:
                 self._check_tokens(info, batches[info.name], setting.model)
+
+    def _refuse_positions(self, setting: Setting, *, texts: bool) -> None:
+        """Refuses to move words whose positions have targets of their own, which would stay."""
+        split, tokens = setting.data.train, self._tokens()
+        if split is None or setting.model is None or len(split.inputs) != 1:
+            return  # of several inputs, another one may be what the positions are of
+        if not texts and not (tokens.swap or tokens.delete):
+            return
+        length = split.inputs[0].shape[1] if len(split.inputs[0].shape) > 1 else None
+        for info in signature(setting.model).outputs:
+            trained = info.name in setting.loss.each or "" in setting.loss.each
+            per_position = len(info.shape) > 2 and (texts or info.shape[1] in (None, length))
+            if trained and per_position:
+                remedy = "Leave it out"
+                if not texts:
+                    remedy += ", or mask alone: `AugmentText(mask_token=…, swap=0, delete=0)`"
+                raise PipelineError(
+                    f"AugmentText moves and drops words, and the output {info.name!r} has a target "
+                    f"for each position (shape {info.shape}): they would stay where they are. "
+                    f"{remedy}."
+                )
 
     def _check_texts(self, batches: dict[str, np.ndarray]) -> None:
         told = "The model takes texts, and"
@@ -494,9 +516,10 @@ def _treated(split: Split, names: Sequence[str] | None) -> list[TensorInfo]:
     known = [info.name for info in split.inputs]
     if names is None:
         if len(known) > 1:
+            words = [info.name for info in split.inputs if "float" not in info.dtype]
             raise PipelineError(
                 f"The model has {len(known)} inputs ({', '.join(known)}), and AugmentText must be "
-                f"told which of them are texts or token ids: `inputs=[{known[0]!r}]`."
+                f"told which of them are texts or token ids: `inputs=[{[*words, *known][0]!r}]`."
             )
         return list(split.inputs)
     if strange := [name for name in names if name not in known]:
