@@ -170,7 +170,7 @@ class Backward:
             raise _NotNativeError
         if "name" in given:
             given["name"] = _plain_name(given["name"])
-        result = target(**special.amend(name, given, forward=False))
+        result = target(**given)
         self._pending.append((layer, result, None, False))
         return result
 

@@ -199,8 +199,7 @@ class Forward:
         given = arguments(name, config, target, forward=True, convert=convert)
         if given is None:
             raise _NotNativeError
-        given = special.amend(name, given, forward=True)
-        result = target(**given)
+        result = target(**special.amend(target, given))
         return self._later(layer, result, models=False)
 
     def _inner(self, layer: Any, place: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -125,8 +126,8 @@ def _mask_of(tensor: Any) -> Any:
     return getattr(tensor, "_keras_mask", None)
 
 
-def amend(name: str, given: dict[str, Any], *, forward: bool) -> dict[str, Any]:
-    """Adds what only the target's class has."""
-    if forward and name in ("MultiHeadAttention",):
+def amend(target: type, given: dict[str, Any]) -> dict[str, Any]:
+    """Adds what only the class of tf_keras has."""
+    if "softmax_robust_masking" in inspect.signature(target).parameters:  # tf_keras 2.21
         given["softmax_robust_masking"] = True  # as in Keras 3: masked scores are replaced
     return given
