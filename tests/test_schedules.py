@@ -15,6 +15,7 @@ from optkit.prepare import Options, prepare
 from optkit.runtime import isolated
 from optkit.testing import digits, small_model
 from optkit.training import LearningRateSearch, Steps
+from optkit.training.range_test import _Losses
 
 pytestmark = pytest.mark.usefixtures("untimed")
 PEAK = 0.04
@@ -315,6 +316,35 @@ def test_the_edge_is_near_the_limit_whatever_the_shape(shape):
     assert shape["limit"] / 5 < found.edge < 5 * shape["limit"]
     fell = not any("did not fall" in note for note in found.notes)
     assert fell == (shape["fall"] > 0)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_rare_hard_batches_are_noise(seed):
+    """Of a trained model most batches have next to no loss, and a few all of it."""
+    rates = np.geomspace(1e-6, 10, 100)
+    losses = np.exp(np.random.default_rng(seed).normal(-5.0, 2.0, 100))  # a mean of 0.05
+    assert losses.max() > 20 * np.median(losses)
+    losses += 2 * np.maximum(0, np.log10(rates) + 3) ** 2
+    found = LearningRateSearch.of(rates, losses, diverged=False)
+    assert 1e-3 / 10 < found.edge < 10 * 1e-3
+    watch = _Losses(accumulate=1)
+    seen = [watch.add(loss) or watch.diverged for loss in losses]
+    assert not any(seen[:43])  # up to the limit
+    assert any(seen)
+
+
+def test_a_trained_model_is_given_a_rate_whatever_the_batches():
+    data = digits(600)
+    model = small_model()
+    model.compile("adam", "sparse_categorical_crossentropy")
+    with isolated(0):
+        model.fit(*data.train, epochs=60, verbose=0)
+    small = ok.Data(train=data.train, validation=data.validation, batch_size=4)
+    found = [ok.find_learning_rate(model, small, seed=seed) for seed in range(4)]
+    assert all(len(search.losses) > 40 for search in found)  # nothing ran away before
+    rates = [search.suggestion for search in found]
+    assert min(rates) > 3e-6
+    assert max(rates) < 100 * min(rates)
 
 
 def test_a_curve_that_never_rises_says_so():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from scipy.ndimage import median_filter
 
 from optkit.errors import OptkitError
 from optkit.runtime import isolated, tensorflow, tf_keras
@@ -24,8 +25,12 @@ __all__ = ["LearningRateSearch", "RateRange", "range_test", "smoothed"]
 _WIDTH = 2.0  # of the smoothing, in updates
 _SHARE = 0.1  # of the rate at which the loss is lowest
 _FEWEST = 10  # losses without which nothing can be told
-_SETTLING = 5  # first losses, which say where the loss began
-_RISE = 1.0  # how much of the first loss may be added before the search stops
+_SETTLING = (
+    20  # losses to be seen before the search can stop: of a few, any next one is the largest
+)
+_LAST = 5  # that must all be high for the loss to have run away, and not to be noise
+_CLEAR = 8  # within noise alone, averages come to lie some five times their spread apart
+_CALM = 1 / 3  # of the losses, the first ones, behind rates too low to do much
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,9 @@ class LearningRateSearch:
         it. The edge is the last rate whose loss is no more than a tenth of the fall above that, or
         within noise of it; the noise alone decides for a model that is trained already, whose loss
         falls no further. A tenth of the edge is safe for a whole training. What comes behind a
-        first clear rise is not looked at, as a model that broke may recover to worse.
+        first clear rise is not looked at, as a model that broke may recover to worse. A single
+        batch makes no rise, however hard it is: of a trained model most batches have next to no
+        loss, and a few all of it.
 
         Args:
             rates: Learning rates, rising.
@@ -98,12 +105,15 @@ class LearningRateSearch:
                 "ran away. Look for extreme values in the inputs, or give a learning rate."
             )
         raw = np.asarray(losses, np.float64)
-        curve = smoothed(raw)
         noise = _noise(raw) / math.sqrt(2 * math.sqrt(math.pi) * _WIDTH)  # what smoothing leaves
-        lowest = np.minimum.accumulate(curve)
-        fall = curve[0] - lowest
-        # Within noise alone, averages come to lie some five times their spread apart.
-        risen = np.flatnonzero(curve - lowest > np.maximum(0.5 * fall, 8 * noise))
+        # A loss that ran away would raise the averages before it.
+        highest = max(_too_high(raw), float(smoothed(raw).min()) + 2 * _CLEAR * noise)
+        capped = np.minimum(raw, highest)
+        curve = smoothed(capped)
+        usual = smoothed(
+            median_filter(capped, size=_LAST, mode="nearest")
+        )  # without single batches
+        risen = np.flatnonzero(_rises(curve, noise) & _rises(usual, noise))
         sound = curve[: int(risen[0])] if len(risen) else curve
         limit = sound.min() + max(0.1 * (curve[0] - sound.min()), 3 * noise)
         edge = int(np.flatnonzero(sound <= limit)[-1])
@@ -199,10 +209,22 @@ def smoothed(values: np.ndarray) -> np.ndarray:
     return averaged
 
 
+def _rises(curve: np.ndarray, noise: float) -> Any:
+    """Where a curve lies clearly above its lowest value so far."""
+    lowest = np.minimum.accumulate(curve)
+    return curve - lowest > np.maximum(0.5 * (curve[0] - lowest), _CLEAR * noise)
+
+
 def _noise(values: np.ndarray) -> float:
-    """The spread of single values around their course, from the differences of neighbours."""
-    differences = np.abs(np.diff(values))
-    return float(np.median(differences)) / (0.6745 * math.sqrt(2))
+    """The spread of single values around their course, from the differences of neighbours.
+
+    The median of all is not misled by where the loss runs away, and knows nothing of rare hard
+    batches; the mean square of the first ones knows them.
+    """
+    differences = np.diff(values)
+    usual = float(np.median(np.abs(differences))) / 0.6745
+    calm = differences[: max(_FEWEST, round(_CALM * len(values))) - 1]
+    return max(usual, float(np.sqrt(np.mean(calm**2)))) / math.sqrt(2)
 
 
 def range_test(
@@ -250,8 +272,6 @@ class _Losses:
         self.losses: list[float] = []
         self.diverged = False
         self._pending: list[float] = []
-        self._best = math.inf
-        self._average = 0.0
 
     def callback(self) -> Any:
         """The Keras callback that looks on."""
@@ -278,14 +298,20 @@ class _Losses:
             self.diverged = True
             return
         self.losses.append(loss)
-        if len(self.losses) <= _SETTLING:
-            self._average = float(np.mean(self.losses))
-            return
-        self._average += 0.3 * (loss - self._average)
-        self._best = min(self._best, self._average)
-        first = float(np.mean(self.losses[:_SETTLING]))
-        scale = max(abs(first), first - self._best)
-        self.diverged = self._average > max(first, self._best) + _RISE * scale
+        self.diverged = _ran_away(np.asarray(self.losses))
+
+
+def _ran_away(losses: np.ndarray) -> bool:
+    """Whether the last losses are all far above any up to where the loss was lowest."""
+    return len(losses) > _SETTLING and bool(losses[-_LAST:].min() > _too_high(losses))
+
+
+def _too_high(losses: np.ndarray) -> float:
+    """A loss far above any up to where it was lowest."""
+    curve = smoothed(losses)
+    lowest = int(np.argmin(curve))
+    highest = float(losses[: max(_SETTLING, lowest + 1)].max())
+    return highest + max(abs(highest), highest - float(curve[lowest]))
 
 
 @contextlib.contextmanager
