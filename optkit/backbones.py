@@ -123,6 +123,28 @@ class Backbone:
         if self.alpha is not None:
             _validate.number("alpha", self.alpha, minimum=0, exclusive="min")
             self._check_alpha(self.alpha)
+        self._refuse_unused()
+
+    def _refuse_unused(self) -> None:
+        """Refuses settings that would do nothing."""
+        if self.is_application:
+            return
+        if self.weights not in ("imagenet", None):
+            whole = "The model that comes in" if self.given is None else "A given model or file"
+            raise PipelineError(
+                f"`weights` is for an application of tf_keras, such as 'MobileNetV2'. {whole} has "
+                "the weights that it has: load others into it before, and leave `weights` out. "
+                f"Received: {os.fspath(self.weights)!r}."
+            )
+        if self.given is not None:
+            return
+        for name, plain in (("preprocessing", ("auto", None)), ("input_size", (None,))):
+            if (value := getattr(self, name)) not in plain:
+                raise PipelineError(
+                    f"`{name}` is for a backbone that is put in the place of the model. Without "
+                    "one, the model that comes in is kept, and takes the data as it does. Leave it "
+                    f"out. Received: {value!r}."
+                )
 
     def _check_alpha(self, alpha: float) -> None:
         """Refuses a width that the backbone cannot be built with."""
@@ -401,7 +423,9 @@ def _enter(
     if info.dtype == "string" and {tuple(wanted), tuple(tensor.shape[1:])} == {(), (1,)}:
         # One string a sample, with or without an axis of its own.
         tensor = tf_keras().layers.Reshape(wanted, name=_free("to_text", taken))(tensor)
-    if len(wanted) == 3 and len(tensor.shape) == 4:
+    if len(wanted) != 3 or len(tensor.shape) != 4:
+        _refuse_for_images_alone(backbone, wanted)
+    else:
         tensor = _prepare_images(
             backbone, tensor, wanted, kind, split=split, notes=notes, taken=taken
         )
@@ -416,6 +440,18 @@ def _enter(
             f"The backbone takes inputs of shape {wanted}, and the data have shape {got}."
         )
     return tensor
+
+
+def _refuse_for_images_alone(backbone: Backbone, wanted: tuple[int | None, ...]) -> None:
+    for name, given in (
+        ("preprocessing", backbone.preprocessing if backbone.preprocessing != "auto" else None),
+        ("input_size", backbone.input_size),
+    ):
+        if given is not None:
+            raise PipelineError(
+                f"`{name}` is for backbones of images, and this one takes inputs of shape {wanted}. "
+                f"Leave it out. Received: {given!r}."
+            )
 
 
 def _attach(model: Any, tensor: Any) -> tuple[Any, list[Any]]:
@@ -447,6 +483,11 @@ def _prepare_images(
     """Brings the user's raw images to what the backbone expects, inside the model."""
     layers = tf_keras().layers
     scaled = kind is not None or backbone.built_in
+    if kind in ("torch", "caffe") and wanted[2] not in (3, None):
+        raise PipelineError(
+            f"preprocessing={kind!r} is of three colours, and the backbone takes {wanted[2]} "
+            "channels. Use 'tf', which knows no colours, or None for pixels as they are."
+        )
     if tensor.dtype.name != "float32":
         tensor = layers.Rescaling(1.0, name=_free("to_float", taken))(tensor)
     if scaled:

@@ -561,7 +561,7 @@ class Runner:
                 reason = "stopped on request" if ask() else ""
             except Exception as error:
                 _LOG.exception("the `stop` function raised")
-                reason = f"ended, as the `stop` function raised {error!r},"
+                reason = f"ended, as the `stop` function raised {error!r}"
         if not self.crew.alone:  # all of them stop in the same place
             sent = self.crew.share(lambda: Bundle({"reason": reason}))
             reason = "" if sent is None else sent.values["reason"]
@@ -590,7 +590,7 @@ class Runner:
         if not isinstance(interrupt, Stopped):
             self.crew.leave()  # the others have not heard of it
         self.cancelled = True
-        self._ended = f"the run was {how} {where}"
+        self._ended = f"the run was {how}{',' if ', ' in how else ''} {where}"
         self.notes.append(f"{self._ended}; what was finished before is kept")
         _LOG.warning("%s; what was finished is kept", self._ended)
         return how

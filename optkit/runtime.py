@@ -85,13 +85,25 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(digest.digest(), "big") % 2**31
 
 
+def _drop_basic_handlers(root: logging.Logger) -> None:
+    """Takes away what absl sets up when it logs first.
+
+    With it there, the caller's own `logging.basicConfig` would do nothing.
+    """
+    for handler in list(root.handlers):
+        form = getattr(handler.formatter, "_fmt", None)
+        if type(handler) is logging.StreamHandler and form == logging.BASIC_FORMAT:
+            root.removeHandler(handler)
+
+
 @contextlib.contextmanager
 def isolated(seed: int) -> Iterator[None]:
     """Seeds every global generator for the duration and puts all of them back, also on failure.
 
     Holds the process-wide lock, so that runs in several threads take turns. Restored are the
     global generators of Python, NumPy, TensorFlow and tf_keras, the dtype policies of both Keras,
-    and the level of TensorFlow's logger, which only tells of errors meanwhile.
+    the level of TensorFlow's logger, which only tells of errors meanwhile, and a root logger
+    without handlers.
 
     Args:
         seed: The seed to work under, in ``[0, 2**31)``.
@@ -114,6 +126,8 @@ def isolated(seed: int) -> Iterator[None]:
         policy3 = keras3.config.dtype_policy() if keras3 is not None else None
         logger = tensorflow().get_logger()
         level = logger.level
+        root = logging.getLogger()
+        handlers = list(root.handlers)
         try:
             logger.setLevel(logging.ERROR)
             keras.utils.set_random_seed(seed)
@@ -123,6 +137,8 @@ def isolated(seed: int) -> Iterator[None]:
             yield
         finally:
             logger.setLevel(level)
+            if not handlers:
+                _drop_basic_handlers(root)
             if keras3 is not None:
                 keras3.config.set_dtype_policy(policy3)
             keras.mixed_precision.set_global_policy(policy)

@@ -41,7 +41,13 @@ def test_everything_of_two_artifacts(trained, data, files):
     assert len(found.worst_classes(3)) == 3
     assert found.notes == ()
     text = str(found)
-    for part in ("accuracy", "latency, p99", "peak memory", f"speed: {found.verdict}", "worst classes:"):
+    for part in (
+        "accuracy",
+        "latency, p99",
+        "peak memory",
+        f"speed: {found.verdict}",
+        "worst classes:",
+    ):
         assert part in text
     assert "n = 120" in text
     assert "on test; 1 thread" in text

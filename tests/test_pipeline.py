@@ -11,6 +11,7 @@ import pytest
 
 import optkit as ok
 from optkit.models import clone, is_compiled
+from optkit.runtime import isolated
 from optkit.testing import digits, small_model
 
 pytestmark = pytest.mark.usefixtures("untimed")
@@ -568,3 +569,23 @@ def test_files_written_in_a_thread_are_of_the_same_format(tmp_path):
     thread.start()
     thread.join()
     assert zipfile.is_zipfile(tmp_path / "model.keras")
+
+
+def test_the_root_logger_is_left_to_the_caller(monkeypatch):
+    """absl sets it up where it logs first, and the caller's own `basicConfig` would do nothing."""
+    import logging
+
+    import absl.logging
+
+    root = logging.getLogger()
+    with monkeypatch.context() as patch:
+        patch.setattr(root, "handlers", [])
+        with isolated(0):
+            absl.logging.error("something")
+            assert root.handlers
+        assert root.handlers == []
+        mine = logging.StreamHandler()
+        patch.setattr(root, "handlers", [mine])
+        with isolated(0):
+            absl.logging.error("something")
+        assert root.handlers == [mine]

@@ -370,7 +370,8 @@ def test_a_stop_function_that_raises_ends_the_run_and_says_so(data):
 
     result = ok.Pipeline([ok.BNReestimate()]).run(small_model(), data, stop=stop, measure=QUICK)
     assert [row.status for row in result.report.rows] == ["cancelled"]
-    assert "from the stop function" in result.report.rows[0].notes[0]
+    assert result.report.rows[0].notes[0].endswith("raised ValueError('from the stop function')")
+    assert "'), in step 1" in result.report.notes[-1]
 
 
 def test_a_run_that_ends_in_training_leaves_no_profiler_behind(tmp_path, data):

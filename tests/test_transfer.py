@@ -628,3 +628,42 @@ def test_rates_may_be_found(trained, data):
         trained, 2, learning_rate="auto", fine_tune_learning_rate="auto", fine_tune_epochs=1
     )
     assert run(item, small_model(), data).report.final.accuracy > 0.8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"preprocessing": "torch"}, "`preprocessing` is for a backbone that is put"),
+        ({"input_size": 33}, "`input_size` is for a backbone that is put"),
+        ({"weights": "file.h5"}, "The model that comes in has the weights that it has"),
+        ({"backbone": "own.keras", "weights": "file.h5"}, "A given model or file has the weights"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(arguments, message):
+    with pytest.raises(ok.PipelineError, match=message):
+        ok.TransferLearn(**{"backbone": None, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("shape", "arguments", "message"),
+    [
+        ((8, 8, 1), {"preprocessing": "caffe"}, "of three colours, and the backbone takes 1 ch"),
+        ((8, 8, 1), {"preprocessing": "torch"}, "of three colours, and the backbone takes 1 ch"),
+        ((64,), {"preprocessing": "torch"}, "`preprocessing` is for backbones of images"),
+        ((64,), {"input_size": 16}, "`input_size` is for backbones of images"),
+    ],
+)
+def test_preprocessing_that_does_not_fit_the_backbone_is_refused(shape, arguments, message):
+    from tf_keras import Input, Model, layers
+
+    def dense(inputs):
+        flat = layers.Flatten()(inputs) if len(shape) > 1 else inputs
+        return layers.Dense(8, activation="relu")(flat)
+
+    image = Input(shape)
+    backbone = Model(image, dense(image))
+    model = Model(image, layers.Dense(10, activation="softmax")(dense(image)))
+    x = np.random.default_rng(0).random((20, *shape)).astype("float32")
+    pipeline = ok.Pipeline([ok.TransferLearn(backbone, fine_tune_epochs=0, **arguments)])
+    with pytest.raises(ok.PipelineError, match=message):
+        pipeline.check(model, ok.Data(train=(x, np.arange(20) % 10)))
