@@ -620,7 +620,7 @@ def test_arguments_that_make_no_sense(arguments, message):
         (ok.Rebalance(SMOTETomek()), table({0: 50, 1: 4}), "class 1 has 3"),
         (ok.Rebalance(SMOTEENN(smote=SMOTE(k_neighbors=3))), table({0: 50, 1: 4}), "its 3 nearest"),
         (ok.Rebalance(BorderlineSMOTE()), table({0: 50, 1: 4}), "class 1 has 3"),
-        (ok.Rebalance(ADASYN(n_neighbors=3)), table({0: 50, 1: 4}), "which takes 4"),
+        (ok.Rebalance(ADASYN(n_neighbors=3)), table({0: 50, 1: 4}), "takes 4.*`n_neighbors=2`"),
         (
             ok.Rebalance(SMOTE(k_neighbors=NearestNeighbors(n_neighbors=4))),
             table({0: 50, 1: 4}),

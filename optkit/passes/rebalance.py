@@ -321,7 +321,9 @@ class Rebalance(RecipePass):
             return
         said = ", ".join(f"class {number} has {count}" for number, count in lack.classes.items())
         least = min(lack.classes.values())
-        remedy = f"`k_neighbors={least - 1}`" if least > 1 else "more samples"
+        own = not isinstance(self.strategy, str) and hasattr(lack.sampler, "n_neighbors")
+        keyword = "n_neighbors" if own else "k_neighbors"
+        remedy = f"`{keyword}={least - 1}`" if least > 1 else "more samples"
         raise PipelineError(
             f"Rebalance({self._named()}) makes samples between a sample and its {lack.neighbors} "
             f"nearest of the class, which takes {lack.neighbors + 1}, and {said}. Use {remedy}, "

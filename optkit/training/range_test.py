@@ -25,9 +25,7 @@ __all__ = ["LearningRateSearch", "RateRange", "range_test", "smoothed"]
 _WIDTH = 2.0  # of the smoothing, in updates
 _SHARE = 0.1  # of the rate at which the loss is lowest
 _FEWEST = 10  # losses without which nothing can be told
-_SETTLING = (
-    20  # losses to be seen before the search can stop: of a few, any next one is the largest
-)
+_SETTLING = 20  # losses before the search can stop: of a few, any next one is the largest
 _LAST = 5  # that must all be high for the loss to have run away, and not to be noise
 _CLEAR = 8  # within noise alone, averages come to lie some five times their spread apart
 _CALM = 1 / 3  # of the losses, the first ones, behind rates too low to do much
@@ -110,9 +108,8 @@ class LearningRateSearch:
         highest = max(_too_high(raw), float(smoothed(raw).min()) + 2 * _CLEAR * noise)
         capped = np.minimum(raw, highest)
         curve = smoothed(capped)
-        usual = smoothed(
-            median_filter(capped, size=_LAST, mode="nearest")
-        )  # without single batches
+        # The same without single batches.
+        usual = smoothed(median_filter(capped, size=_LAST, mode="nearest"))
         risen = np.flatnonzero(_rises(curve, noise) & _rises(usual, noise))
         sound = curve[: int(risen[0])] if len(risen) else curve
         limit = sound.min() + max(0.1 * (curve[0] - sound.min()), 3 * noise)
